@@ -74,7 +74,7 @@ def test_commands_options_and_choices_are_completed_by_click() -> None:
     assert offered("wnconvert help ex") == ["export"]
     assert offered("wnconvert fold gan.pt --dt") == ["--dtype"]
     assert offered("wnconvert fold gan.pt --dtype b") == ["bfloat16"]
-    assert offered("wnconvert migrate gan.pt --to ") == ["parametrize", "legacy"]
+    assert offered("wnconvert migrate gan.pt --to p") == ["parametrize", "paddle", "physicsnemo"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ _MOVES = frozenset(
 _DECIDES = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual Not And Or Sign Mod".split())
 #: So many float32 are multiplied and divided within the range of float64.
 _MOST_FACTORS = 6
+#: As fractions so many elements take seconds, and half a GiB.
+_MOST_EXACT = 1 << 20
 _FLOATS = {CODES[name]: DTYPES[name] for name in FOLDABLE}
 _DOUBLE = CODES["float64"]
 
@@ -118,7 +121,8 @@ def quotients(model: bytes, parts: Mapping[str, Array], dtype: DType, roundings:
     """The same of quotients and products: of each element the cast to ``dtype`` is the correctly rounded.
 
     Each of the ``roundings`` is within 2⁻⁵³ of its result. Where both ends of that interval round alike, the
-    element is settled; the others are computed as fractions.
+    element is settled; the others are computed as fractions. Where something is divided by 0 on the way there
+    is none, and what float64 makes stands.
     """
     made = evaluated(model, parts)
     spread = (roundings + 1) * 2.0**-53
@@ -126,7 +130,11 @@ def quotients(model: bytes, parts: Mapping[str, Array], dtype: DType, roundings:
         low, high = (cast(made * (1 + part), dtype.name) for part in (-spread, spread))
         doubtful = (low != high) & np.isfinite(made)
     if doubtful.any():
-        made[doubtful] = [to_odd(each) for each in as_fractions(model, parts)[doubtful]]
+        exact = as_fractions(model, parts)[doubtful]
+        made[doubtful] = [
+            to_odd(each) if isinstance(each, Fraction) else was
+            for each, was in zip(exact, made[doubtful], strict=True)
+        ]
     return made
 
 
@@ -215,6 +223,8 @@ def _check_digits(model: Any, types: Mapping[str, _Type], dtype: DType) -> None:
 
 def _roundings(model: Any, types: Mapping[str, _Type], dtype: DType) -> int | None:
     """How many steps of quotients and products round, in float64; None for other arithmetic, or too much."""
+    if any(each.size > 8 * _MOST_EXACT for each in types.values()):
+        return None
     if any(each.code == _DOUBLE for each in (_Type(CODES[dtype.name], ()), *types.values())):
         return None
     factors: dict[str, int] = {}  # how many stored numbers are multiplied in a value, at most

@@ -20,6 +20,8 @@ __all__ = ["as_fractions", "to_odd"]
 def as_fractions(model: bytes, parts: Mapping[str, Array]) -> Array:
     """The only output of a lifted model of quotients, an array of fractions; NaN where there is none.
 
+    There is none where anything on the way is infinite, is NaN, or is divided by 0.
+
     Operators that move elements are onnx's own, which move any object.
     """
     from onnx.reference import ReferenceEvaluator
@@ -64,15 +66,24 @@ def _runs(function: Callable[..., Any]) -> Callable[..., tuple[Array]]:
     ``Clip`` of older opsets has attributes in place of inputs. Whole numbers, which make shapes, stay such.
     """
 
+    def exact(*numbers: Any) -> Any:
+        return math.nan if any(map(_is_none, numbers)) else function(*numbers)
+
     def run(_: Any, *inputs: Array | None, **attributes: Any) -> tuple[Array]:
-        given = [*inputs, *(attributes[name] for name in ("min", "max") if name in attributes)]
-        kept = [np.asarray(each) for each in given if each is not None]
-        numbers = [each if each is None or each.dtype == object else _fractions(each) for each in given]
-        made = np.frompyfunc(function, len(numbers), 1)(*numbers)
-        whole = all(each.dtype.kind in "iu" for each in kept)
+        ends = [attributes.get(name) for name in ("min", "max")]
+        given = [*inputs, *ends] if any(each is not None for each in ends) else inputs
+        kept = [None if each is None else np.asarray(each) for each in given]
+        numbers = [each if each is None or each.dtype == object else _fractions(each) for each in kept]
+        made = np.frompyfunc(exact, len(numbers), 1)(*numbers)
+        whole = all(each.dtype.kind in "iu" for each in kept if each is not None)
         return (np.asarray(made, dtype=np.int64 if whole else object),)
 
     return run
+
+
+def _is_none(number: Any) -> bool:
+    """Whether it is what stands where there is no fraction."""
+    return isinstance(number, float) and math.isnan(number)
 
 
 def _clipped(x: Any, least: Any = None, most: Any = None) -> Any:

@@ -94,7 +94,7 @@ def _of_comparison(found: Comparison) -> _Drawing:
 
 @_drawing.register
 def _of_report(report: ExportReport) -> _Drawing:
-    outputs = [output for output in report.outputs if output.worst is not None and output.max_abs]
+    outputs = [output for output in report.outputs if output.worst is not None and output.max_abs > 0]
     if not outputs:
         raise ArgumentError("no output differs: there is nothing to draw", fix="to_pandas() has the proof")
 

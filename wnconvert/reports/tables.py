@@ -13,6 +13,7 @@ from wnconvert.messages import printable
 __all__ = [
     "Table",
     "bytes_text",
+    "distance_text",
     "exact_text",
     "html_text",
     "layer_table",
@@ -206,6 +207,15 @@ def number_text(value: float | None) -> str:
     ('0.1235', '12', '')
     """
     return "" if value is None else f"{value:.4g}"
+
+
+def distance_text(value: float | None, unmatched: int) -> str:
+    """The largest distance, or how many elements have none: they are NaN or infinite on one side only.
+
+    >>> distance_text(0.123456, 0), distance_text(None, 2)
+    ('0.1235', '2 NaN/inf')
+    """
+    return f"{unmatched:,} NaN/inf" if unmatched else number_text(value)
 
 
 def bytes_text(count: int) -> str:

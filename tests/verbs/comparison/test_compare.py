@@ -23,6 +23,7 @@ from tests.helpers.marks import some
 from tests.helpers.oracle import DTYPES
 from tests.helpers.states import State, folded64, output_of
 from wnconvert.errors import ArgumentError, FormatError, InputError, LayerError
+from wnconvert.reports.text.comparisons import comparison_table
 from wnconvert.verbs.comparison import compare as module
 from wnconvert.verbs.comparison import readings
 from wnconvert.verbs.comparison.compare import compare_files, compare_state_dicts
@@ -404,6 +405,11 @@ def test_nan_equals_nan_in_the_same_place_and_nothing_else() -> None:
     found = compare(np.array([math.nan, 1, 2], np.float32), np.array([0, 1, math.nan], np.float32))
     (row,) = found.differing
     assert (row.unmatched, row.different, row.worst) == (2, 2, (0,))
+    assert (row.max_abs, row.max_rel, row.ulps, row.cosine, row.snr_db) == (None,) * 5
+    table = comparison_table(found)
+    assert table is not None
+    assert "2 NaN/inf" in table.rows[0]
+    assert "0" not in table.rows[0]
     assert found.tolerance_needed is None
     assert found.advice == "no tolerance would have passed: NaN or infinities differ"
     assert not compare(np.array([math.nan], np.float32), np.array([1], np.float32), atol=1e30)

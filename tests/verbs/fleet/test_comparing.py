@@ -120,3 +120,17 @@ def test_a_folder_of_a_store_is_compared_with_one_here(bucket: Bucket, runs: Pat
     shutil.copytree(runs, bucket.folder / "runs")
     ended = run("compare", runs, f"{bucket.address}/runs")
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "equal: 3 pairs of files: 3 equal")
+
+
+def test_two_onnx_models_of_one_name_are_an_error_that_says_how(tmp_path: Path) -> None:
+    for side in "ab":
+        (tmp_path / side).mkdir()
+        for name in ("tcn.onnx", "other.onnx"):
+            shutil.copy(FIXTURES / "tcn.onnx", tmp_path / side / name)
+    found = compare_folders(tmp_path / "a", tmp_path / "b")
+    errors = {item.a: item.error for item in found.files}
+    assert found.exit_code == 2
+    error = errors["tcn.onnx"]
+    assert error is not None
+    assert "two ONNX models are compared by themselves" in str(error)
+    assert error.fix == f"wnconvert compare {tmp_path}/a/tcn.onnx {tmp_path}/b/tcn.onnx"

@@ -9,7 +9,7 @@ from typing import Any
 
 from wnconvert.messages import counted
 from wnconvert.reports.html.page import Page
-from wnconvert.reports.tables import number_text
+from wnconvert.reports.tables import distance_text, number_text
 from wnconvert.reports.text.comparisons import comparison_line, comparison_table
 from wnconvert.reports.text.fleets import folders_line, pair_text
 from wnconvert.verbs.comparison.result import Comparison, Difference
@@ -135,7 +135,7 @@ _FILE_COLUMNS = (
     ("only in A", "number wide"),
     ("only in B", "number wide"),
     ("ulps", "number"),
-    ("max abs", "number wide"),
+    ("max abs", "number"),
     ("SNR dB", "number wide"),
 )
 
@@ -182,12 +182,13 @@ def _counts(found: Comparison) -> Iterator[str]:
     """The cells of a pair's row behind its verdict."""
     sizes = (found.compared, len(found.differing), len(found.only_in_a), len(found.only_in_b))
     yield from (f"{size:,}" for size in sizes)
-    ulps, *others = (
+    ulps, largest, snr = (
         _extreme(most, found.differing, name)
         for most, name in ((max, "ulps"), (max, "max_abs"), (min, "snr_db"))
     )
     yield "" if ulps is None else f"{ulps:,}"
-    yield from map(number_text, others)
+    yield distance_text(largest, sum(item.unmatched for item in found.differing))
+    yield number_text(snr)
 
 
 def _extreme(most: Any, items: Sequence[Difference], name: str) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wnconvert.reports.html.signals import Picture, Wave, picture_of, wave_of
-from wnconvert.reports.tables import number_text
+from wnconvert.reports.tables import distance_text, number_text
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
 
@@ -53,7 +53,7 @@ def shown_outputs(proof: Proof, sides: tuple[str, str] = ("reference", "candidat
     outputs = [
         {
             "name": output.name,
-            "found": output.max_abs,
+            "found": None if output.unmatched else output.max_abs,
             "allowed": _allowed(proof, output),
             "passed": output.passed,
             "spread": list(output.spread),
@@ -89,9 +89,9 @@ def _row(proof: Proof, output: OutputProof) -> tuple[str, ...]:
         output.dtype,
         "×".join(map(str, output.shape)) or "()",
         f"{output.elements:,}",
-        "0" if output.identical else number_text(output.max_abs),
+        "0" if output.identical else distance_text(output.max_abs, output.unmatched),
         number_text(_allowed(proof, output)),
-        number_text(output.max_rel),
+        "" if output.unmatched else number_text(output.max_rel),
         "same bits" if output.identical else number_text(output.snr_db),
         "" if worst is None else f"[{', '.join(map(str, worst.index))}]",
         "" if worst is None else f"{worst.reference:.7g}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wnconvert.messages import counted, few, listed, printable
-from wnconvert.reports.tables import Table, number_text
+from wnconvert.reports.tables import Table, distance_text, number_text
 from wnconvert.reports.text.exports import proof_table, reasons, samples_text
 from wnconvert.verbs.comparison.result import Comparison, Difference, Operand
 from wnconvert.verbs.export.pairs.result import OnnxComparison
@@ -122,7 +122,7 @@ def _row(item: Difference, *, several: bool) -> tuple[str, ...]:
     shape = "×".join(map(str, item.a.shape)) or "()"
     ulps = "" if item.ulps is None else str(item.ulps)
     before, after = (
-        map(number_text, (item.max_abs, item.max_rel)),
+        (distance_text(item.max_abs, item.unmatched), number_text(item.max_rel)),
         map(number_text, (item.cosine, item.snr_db)),
     )
     return (name, shape, str(item.different), *before, ulps, *after, worst)

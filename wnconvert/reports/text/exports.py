@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wnconvert.messages import counted, few, listed, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS
-from wnconvert.reports.tables import Table, bytes_text, number_text
+from wnconvert.reports.tables import Table, bytes_text, distance_text, number_text
 from wnconvert.verbs.models.proof.outputs import OutputProof, Worst
 from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.report import ExportReport, TimedStep
@@ -120,8 +120,8 @@ def _row(output: OutputProof) -> tuple[str, ...]:
     return (
         output.name,
         "×".join(map(str, output.shape)) or "()",
-        number_text(output.max_abs),
-        number_text(output.max_rel),
+        distance_text(output.max_abs, output.unmatched),
+        "" if output.unmatched else number_text(output.max_rel),
         "identical" if output.identical else number_text(output.snr_db),
         _place(output.worst),
         none or number_text(output.needed_atol),

@@ -133,12 +133,17 @@ def difference_of(pair: Pair, measure: Measure | None) -> Difference:
     )
     if not measure.judge:
         return counted
-    return replace(
+    found = replace(
         counted,
         unmatched=measure.unmatched,
         worst_a=measure.worst_pair and measure.worst_pair[0],
         worst_b=measure.worst_pair and measure.worst_pair[1],
         spread=measure.steps_apart,
+    )
+    if measure.unmatched:  # NaN has no distance, and that of the others would mislead
+        return found
+    return replace(
+        found,
         max_abs=measure.max_abs,
         max_rel=measure.max_rel,
         ulps=measure.ulps,

@@ -34,12 +34,12 @@ class Difference:
     """A name on both sides whose tensors are not equal, and why: shape, dtype, bits or values.
 
     ``different`` counts the elements out of tolerance; ``unmatched`` those among them with a NaN or an
-    infinity that the other side does not have. The other numbers are over all elements that are finite on
-    both sides: ``max_abs`` = max |a-b|, ``max_rel`` = max |a-b|/|b| (infinite if only b is 0), ``ulps`` in
-    units of the coarser dtype, ``cosine``, ``snr_db`` = 10·log₁₀ Σb²/Σ(a-b)²; None if they have no value.
-    ``worst`` is the index of the first unmatched element, else of the largest |a-b|; ``worst_a`` and
-    ``worst_b`` are the elements there. ``spread`` counts the elements that are 0, 1, 2 to 3, 4 to 7, … ulps
-    apart, up to the largest.
+    infinity that the other side does not have. With any of these the other numbers have no value; else they
+    are over all elements that are finite on both sides: ``max_abs`` = max |a-b|, ``max_rel`` = max |a-b|/|b|
+    (infinite if only b is 0), ``ulps`` in units of the coarser dtype, ``cosine``, ``snr_db`` = 10·log₁₀
+    Σb²/Σ(a-b)²; None if they have no value. ``worst`` is the index of the first unmatched element, else of
+    the largest |a-b|; ``worst_a`` and ``worst_b`` are the elements there. ``spread`` counts the elements that
+    are 0, 1, 2 to 3, 4 to 7, … ulps apart, up to the largest.
     """
 
     name: str

@@ -124,7 +124,10 @@ def export_raw(
         full = next(
             (each for each in _causes(error) if isinstance(each, OSError) and each.errno in _DISK), None
         )
-        raise translated(full, path) if full else _refused(error, other, letters) from error
+        if full:
+            raise translated(full, path) from error
+        _check_runs(model, signature, inputs)
+        raise _refused(error, other, letters) from error
 
 
 def _forget_places(model: Any) -> None:
@@ -215,6 +218,13 @@ def _tried(model: nn.Module, sample: Sample, inputs: Mapping[str, Tensor], expor
             fix="choose --exporter torchscript, or change forward so that it computes new tensors",
         )
     return places
+
+
+def _check_runs(model: Exportable, signature: Signature, inputs: Mapping[str, Tensor]) -> None:
+    """Raise ``ArgumentError`` for a module that fails on the inputs of the export, no exporter's fault."""
+    if isinstance(model, nn.Module):
+        with evaluating(model), errors_name_sizes(export_sample(signature)):
+            places_of(model, inputs)
 
 
 def _marks(model: nn.Module) -> dict[str, tuple[int, int, str]]:

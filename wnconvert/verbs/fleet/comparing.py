@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from wnconvert.errors import WnconvertError
-from wnconvert.messages import counted, short_repr
+from wnconvert.errors import InputError, WnconvertError
+from wnconvert.messages import counted, printable, short_repr
 from wnconvert.shown import Paged
 from wnconvert.storage.files import Name, kind_of, located
 from wnconvert.storage.stores.store import PathKind
@@ -173,6 +174,10 @@ def _compared(
     right: Mapping[str, PurePath],
     options: Mapping[str, Any],
 ) -> FileComparison:
+    if all(place.endswith(Container.ONNX.facts.suffixes) for place in (a, b)):
+        words = " ".join(shlex.quote(printable(os.fspath(path))) for path in (left[a], right[b]))
+        fix = f"wnconvert compare {words}"
+        return FileComparison(a, b, error=InputError("two ONNX models are compared by themselves", fix=fix))
     try:
         return FileComparison(a, b, compare_files(left[a], right[b], **options))
     except WnconvertError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,26 @@ def test_an_operator_of_ones_own_keeps_only_the_whole_from_running(tmp_path: Pat
     verified, notes = checked(tmp_path, proto)
     assert "whole" not in verified
     assert "the whole model was not run" in notes[0]
+
+
+def test_where_neither_a_layer_nor_the_whole_was_run_that_is_told(tmp_path: Path) -> None:
+    def stored(name: str, shape: tuple[int, ...]) -> TensorProto:
+        return helper.make_tensor(name, TensorProto.BFLOAT16, shape, [1.5] * math.prod(shape))
+
+    nodes = [  # onnxruntime has no bfloat16 arithmetic here
+        helper.make_node("Mul", ["g", "v"], ["p"]),
+        helper.make_node("Div", ["p", "n"], ["w"]),
+        helper.make_node("Conv", ["x", "w"], ["y"]),
+    ]
+    sides = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [1, 4, "T"]) for name in "xy"]
+    tensors = [stored("g", (4, 1, 1)), stored("v", (4, 4, 1)), stored("n", (4, 1, 1))]
+    graph = helper.make_graph(nodes, "g", sides[:1], sides[1:], tensors)
+    opset = [helper.make_opsetid("", 22)]
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=opset), tmp_path / "model.onnx")
+    notes = fold_file(tmp_path / "model.onnx").notes
+    assert notes[-1].startswith("the whole model was not run (")
+    assert notes[-1].endswith("; no layer was run either, so no numbers were compared")
+    assert not any("each layer was compared" in note for note in notes)
 
 
 @pytest.mark.parametrize(("ids", "shape"), [("lengths", ["B"]), ("tokens", ["B", "L"]), ("one", [])])

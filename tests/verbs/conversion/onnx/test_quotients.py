@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from fractions import Fraction
@@ -21,10 +22,14 @@ from tests.helpers.onnx_graphs import Build
 from tests.helpers.runner import Runner
 from tests.helpers.states import output_of
 from tests.verbs.conversion.onnx.test_constants import arrays, product, write
-from wnconvert import export_onnx, fold_file, inspect_file
+from wnconvert import VerifyError, export_onnx, fold_file, inspect_file
 from wnconvert.numerics.rounding import cast
 from wnconvert.onnx import evaluation
 from wnconvert.onnx.fractions import to_odd
+from wnconvert.onnx.graph.weights import EvaluatedWeight
+from wnconvert.plan.layout import Evaluate
+from wnconvert.tensors.dtypes import DTYPES
+from wnconvert.verbs.conversion.onnx import evaluated
 from wnconvert.verbs.models.proof.running import quiet_torch
 
 RNG = np.random.default_rng(3)
@@ -157,11 +162,60 @@ def test_halves_are_rounded_once(dtype: str) -> None:
         port.type.tensor_type.elem_type = TensorProto.DOUBLE
     kind = np.float16 if dtype == "float16" else ml_dtypes.bfloat16
     parts = {name: RNG.uniform(0.1, 4, 4096).astype(kind) for name in "vng"}
-    from wnconvert.tensors.dtypes import DTYPES
-
     made = evaluation.quotients(proto.SerializeToString(), parts, DTYPES[dtype], 2)
     v, n, g = (fractions(parts[name]) for name in "vng")
     assert cast(made, dtype).tobytes() == rounded(g * v / n, dtype).tobytes()
+
+
+def halved(build: Callable[[Build], str], opset: int, **parts: Any) -> Any:
+    """A quotient in float16, as ``quotients`` makes it of parts in float32."""
+    b = Build(opset)
+    made = build(b)
+    proto = b.model([made], {name: list(part.shape) for name, part in parts.items()})
+    for port in (*proto.graph.input, *proto.graph.output):
+        port.type.tensor_type.elem_type = TensorProto.DOUBLE
+    return cast(evaluation.quotients(proto.SerializeToString(), parts, DTYPES["float16"], 2), "float16")
+
+
+@pytest.mark.parametrize("ends", [{"max": 1.7}, {"min": 1.2}, {"min": 1.2, "max": 1.7}, {}])
+def test_an_end_that_a_clip_of_older_opsets_lacks_is_none(ends: dict[str, Any]) -> None:
+    v = (np.arange(2049, 4096, 2) / np.float32(2048)).astype(np.float32)  # midpoints of float16
+    n = np.ones_like(v)
+    found = halved(lambda b: b.op("Div", b.op("Clip", "v", **ends), "n"), 10, v=v, n=n)
+    kept = [number(ends[name]) if name in ends else None for name in ("min", "max")]
+    expected = fractions(v)
+    expected = expected if kept[0] is None else np.maximum(expected, kept[0])
+    expected = expected if kept[1] is None else np.minimum(expected, kept[1])
+    assert found.tobytes() == rounded(expected, "float16").tobytes()
+
+
+def test_where_there_is_no_fraction_float64_stands() -> None:
+    v, n = np.ones(3, np.float32), np.array([0, 1, np.inf], np.float32)
+    most = np.full(3, 1 + 2**-11, np.float32)
+    found = halved(lambda b: b.op("Min", b.op("Div", "v", "n"), "m"), 17, v=v, n=n, m=most)
+    assert found.tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_large_row_hides_no_error_in_others(exact: bool) -> None:
+    """Of quotients each element is held against itself; sums cancel, and are held against the largest."""
+    work = Evaluate(b"", (), DTYPES["float32"], "weight w", 2 if exact else None)
+    weight = EvaluatedWeight("w", ("", "w"), ("Div",), (2, 2), work)
+    expected = np.array([[1, 1], [1e6, 1e6]], np.float32)
+    evaluated._compare(weight, expected, expected)
+    with pytest.raises(VerifyError, match="off by") if exact else contextlib.nullcontext():
+        evaluated._compare(weight, expected * np.array([[1.01], [1]], np.float32), expected)
+
+
+def test_what_is_infinite_in_the_original_is_said_to_be_no_measure(tmp_path: Path) -> None:
+    def built(b: Build) -> str:
+        large = b.tensor("v", np.array([[1e30] * 4, *[[1] * 4] * 3], np.float32))
+        n = b.tensor("n", np.full((4, 1), 1e-20, np.float32))
+        return b.op("Mul", b.op("Div", large, n), b.tensor("g", np.full((4, 1), 1e-20, np.float32)))
+
+    result = fold_file(write(tmp_path / "m.onnx", product(built)))
+    assert any("NaN or infinite elements" in note and "no measure" in note for note in result.notes)
+    assert np.isfinite(arrays(output_of(result))[result.plan.constants[0].name]).all()
 
 
 def test_what_float64_rounds_to_the_wrong_side_of_a_midpoint_is_settled_by_fractions(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_nan_and_infinities_are_equal_to_themselves_only(odd: float) -> None:
         output = told(a, b, atol=1e30)
         assert not output.passed
         assert (output.unmatched, output.needed_atol, output.needed_rtol) == (1, None, None)
+        assert math.isnan(output.max_abs)
+        assert output.snr_db is None
         assert output.worst is not None
         assert output.worst.index == (1,)
     assert not told([math.inf], [-math.inf]).passed

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,11 +151,20 @@ def _run(
         whole, more = compare_whole(
             opened, written.onnx, runtime, numbers, dtypes=dtypes, otherwise=layers.otherwise
         )
+        notes += more if whole else [f"{why}; {_instead(done)}" for why in more]
         done += [f"the whole model on {whole}"] * bool(whole)
-        notes += more
         if whole:
             tolerance["outputs_of_largest"] = whole_tolerance(dtypes)
     return FoldCheck(", ".join(done), tuple(notes), tolerance)
+
+
+def _instead(done: Sequence[str]) -> str:
+    """What was compared where the whole model was not, given what was done of its parts.
+
+    >>> _instead(["2 layers against the original's own arithmetic"]), _instead([])
+    ('each layer was compared alone', 'no layer was run either, so no numbers were compared')
+    """
+    return "each layer was compared alone" if done else "no layer was run either, so no numbers were compared"
 
 
 def _rounds(opened: OnnxFile) -> bool:

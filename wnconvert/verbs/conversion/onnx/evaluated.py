@@ -22,8 +22,11 @@ from wnconvert.tensors.blocks import Array
 __all__ = ["EvaluatedCompared", "compare_evaluated"]
 
 
-#: How far an element that onnxruntime computes may be off, as a part of the largest: it rounds at every step.
+#: How far an element that onnxruntime computes may be off, for it rounds at every step: a part of the element
+#: itself where all steps are quotients and products, and else, since sums cancel, of the largest.
 _PART = {"float64": 1e-9, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+#: The least normal number: what is smaller has fewer digits, and is held against it.
+_LEAST = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def compare_evaluated(
         for name, tensor in state.tensors.items()
     }
     names = {tensor.work: (tensor.path, tensor.name) for tensor in fold.edits.tensors}
-    alone, unrun = 0, []
+    alone, unrun, infinite = 0, [], []
     with Source(written.shards) as new, Source(opened.shards) as old:
         slices = Slices(opened, old.files)
         for weight in fold.evaluated:
@@ -58,14 +61,20 @@ def compare_evaluated(
                 unrun.append(weight.name)
                 continue
             _compare(weight, new.whole(stored[names[weight.work]]), expected)
-            alone += 1
-    return EvaluatedCompared(alone, tuple(_notes(unrun)))
+            finite = np.isfinite(expected.astype(np.float64))
+            if not finite.all():
+                infinite.append(weight.name)
+            alone += bool(finite.any())
+    return EvaluatedCompared(alone, tuple(_notes(unrun, infinite)))
 
 
-def _notes(unrun: list[str]) -> Iterator[str]:
+def _notes(unrun: list[str], infinite: list[str]) -> Iterator[str]:
+    if infinite:
+        names = listed(map(printable, infinite), 6)
+        yield f"the original makes NaN or infinite elements of {names}, which are no measure"
     if unrun:
         names = listed(map(printable, unrun), 6)
-        yield f"onnxruntime cannot run the arithmetic of {names} alone: compared in the whole model only"
+        yield f"onnxruntime cannot run the arithmetic of {names} alone: only the whole model compares it"
 
 
 def _computed(weight: EvaluatedWeight, slices: Slices, source: Source, runtime: Runtime) -> Array | None:
@@ -87,12 +96,19 @@ def _computed(weight: EvaluatedWeight, slices: Slices, source: Source, runtime: 
 def _compare(weight: EvaluatedWeight, found: Array, expected: Array) -> None:
     """Raise ``VerifyError`` if two weights differ by more than their dtype's rounding of each step."""
     a, b = found.astype(np.float64).reshape(weight.shape), expected.astype(np.float64)
+    if a.shape != b.shape:
+        raise _error(weight, np.inf, 0.0)
     finite = np.isfinite(b)
-    most = float(np.abs(b[finite]).max(initial=0)) if b.shape == a.shape else 0.0
-    off = float(np.abs(a[finite] - b[finite]).max(initial=0)) if b.shape == a.shape else np.inf
-    if not off <= _PART[weight.work.dtype.name] * most:
-        raise VerifyError(
-            f"weight {printable(weight.name)} is off by {off:.3g} in float64, where the original computes at "
-            f"most {most:.3g} in its own dtype; nothing is kept",
-            fix=f"{option('exclude', glob=weight.name)} leaves it to the graph",
-        )
+    a, b = a[finite], np.abs(b[finite])
+    off, most = np.abs(a - expected.astype(np.float64)[finite]), float(b.max(initial=0))
+    sizes = b + _LEAST[weight.work.dtype.name] if weight.work.roundings is not None else most
+    if not (off <= _PART[weight.work.dtype.name] * sizes).all():
+        raise _error(weight, float(off.max()), most)
+
+
+def _error(weight: EvaluatedWeight, off: float, most: float) -> VerifyError:
+    return VerifyError(
+        f"weight {printable(weight.name)} is off by up to {off:.3g} in float64, where the original computes "
+        f"at most {most:.3g} in its own dtype; nothing is kept",
+        fix=f"{option('exclude', glob=weight.name)} leaves it to the graph",
+    )

@@ -59,7 +59,7 @@ def compare_whole(
     """
     if otherwise:
         names = listed(map(printable, otherwise), 6)
-        return "", [f"the whole model was not run: the original computes {names} otherwise; {_ALONE}"]
+        return "", [f"the whole model was not run: the original computes {names} otherwise"]
 
     def compared(opened: Callable[[OnnxFile, Runtime], Opened]) -> tuple[str, list[str]]:
         both = partial(opened, original, runtime), partial(opened, written, runtime)
@@ -70,7 +70,7 @@ def compare_whole(
     except NoAnswerError as error:
         with suppress(NoAnswerError):  # a kernel that writes to its tensors cannot where these are mapped
             return compared(_whole)
-        return "", [f"the whole model was not run ({error.what}); {_ALONE}"]
+        return "", [f"the whole model was not run ({error.what})"]
 
 
 def _both(
@@ -79,7 +79,7 @@ def _both(
     """Run both models, one after the other, since two at once would take twice the memory."""
     feeds, expected, why = _of_original(original)
     if not expected:
-        return "", [f"{why}; {_ALONE}"]
+        return "", [why]
     with closing(written()) as after:
         found = after.run(feeds)
     try:
@@ -87,16 +87,13 @@ def _both(
     except VerifyError:
         if _is_steady(original, feeds):
             raise
-        return "", [f"the original computes different outputs in each run; {_ALONE}"]
+        return "", ["the original computes different outputs in each run"]
     return _shapes_text(feeds), few(notes)
 
 
 def whole_tolerance(dtypes: Collection[str]) -> float:
     """How far an output may be off where weights have these dtypes, as a part of its largest element."""
     return max((_WHOLE[dtype] for dtype in dtypes), default=0.0)
-
-
-_ALONE = "each layer was compared alone"
 
 
 def _mapped(model: OnnxFile, runtime: Runtime) -> Opened:

@@ -95,15 +95,16 @@ class OutputProof:
     finite on both sides: ``max_abs`` = max |a-b|; ``max_rel`` = max |a-b|/|b|, infinite if only b is 0;
     ``snr_db`` = 10·log₁₀ Σb²/Σ(a-b)², None if it has no value. ``largest`` = max |b|. ``identical`` is true
     if nothing differs. Of the elements ``out_of_tolerance``, ``unmatched`` are NaN or infinite on one side
-    only. ``worst`` is the first of those, or else the element with the largest |a-b|. ``needed_atol`` is the
-    least atol that would have passed with the given rtol, and ``needed_rtol`` the other way round; None if
-    no value would. Integers and bools must be equal. ``unproven``: b is so small that zeros would pass too,
-    and a is off by more than the rtol (at least ``LEAST_RTOL``) of the largest b, so another model would
-    have passed. ``least_snr_db`` is the SNR of the sample in which it is least; ``noisy``: that is less than
-    what is asked. ``few``: those out of tolerance are no more than may be. ``alike``: all elements of b, two
-    or more, are one number or NaN, which proves little. ``spread`` counts the elements, of complex numbers
-    their parts, that are 0, 1, 2 to 3, 4 to 7, … ulps apart; it is empty of integers and bools. ``pair`` is
-    the output on both sides, in the sample of the worst element, else in the first; None of a very large one.
+    only: with any, ``max_abs`` and ``max_rel`` are NaN and ``snr_db`` is None. ``worst`` is the first of
+    those, or else the element with the largest |a-b|. ``needed_atol`` is the least atol that would have
+    passed with the given rtol, and ``needed_rtol`` the other way round; None if no value would. Integers and
+    bools must be equal. ``unproven``: b is so small that zeros would pass too, and a is off by more than the
+    rtol (at least ``LEAST_RTOL``) of the largest b, so another model would have passed. ``least_snr_db`` is
+    the SNR of the sample in which it is least; ``noisy``: that is less than what is asked. ``few``: those out
+    of tolerance are no more than may be. ``alike``: all elements of b, two or more, are one number or NaN,
+    which proves little. ``spread`` counts the elements, of complex numbers their parts, that are 0, 1, 2 to
+    3, 4 to 7, … ulps apart; it is empty of integers and bools. ``pair`` is the output on both sides, in the
+    sample of the worst element, else in the first; None of a very large one.
     """
 
     name: str
@@ -236,9 +237,9 @@ class OutputMeter:
             self.shape,
             self.elements,
             identical=not (measure.max_abs or measure.unmatched or self.unequal),
-            max_abs=measure.max_abs,
-            max_rel=measure.max_rel,
-            snr_db=None if self.is_exact else measure.snr_db,
+            max_abs=math.nan if measure.unmatched else measure.max_abs,
+            max_rel=math.nan if measure.unmatched else measure.max_rel,
+            snr_db=None if self.is_exact or measure.unmatched else measure.snr_db,
             worst=self.worst,
             out_of_tolerance=self.out,
             unmatched=measure.unmatched,
