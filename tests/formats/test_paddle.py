@@ -130,7 +130,7 @@ def test_state_dicts_are_found_where_they_lie(tmp_path: Path) -> None:
     tree = {"net": state, "more": {"ema": dict(state)}, "epoch": 3, "names": ["a"]}
     checkpoint = opened(tree, tmp_path)
     assert [state.path for state in checkpoint.tree.state_dicts] == ["net", "more.ema"]
-    assert checkpoint.tree.notes == ("what is not a state dict is left out: epoch, names",)
+    assert checkpoint.tree.notes == ("what is no array of a state dict is left out: epoch, names",)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -162,6 +162,19 @@ def test_many_arrays_are_no_attack(protocol: int) -> None:
     tree = {f"layer.{at}": np.zeros(1, np.float32) + at for at in range(60_000)}
     found = open_paddle(MemoryFile(pickle.dumps(tree, protocol)))
     assert len(found.tree.state_dict("").entries) == 60_000
+
+
+def test_a_pickle_of_arrays_that_is_not_paddles_keeps_its_dtypes_and_says_what_is_no_array(
+    tmp_path: Path,
+) -> None:
+    there = {"w": np.arange(6, dtype=np.uint16), "x": np.ones(3, np.float32), "n": np.float32(3)}
+    (path := tmp_path / "p.pkl").write_bytes(pickle.dumps(there, protocol=4))
+    tree = open_checkpoint(path).tree
+    assert {name: str(each.info.dtype) for name, each in tree.state_dict("").tensors.items()} == {
+        "w": "uint16",
+        "x": "float32",
+    }
+    assert tree.notes == ("what is no array of a state dict is left out: n",)
 
 
 @given(st.binary(max_size=60))

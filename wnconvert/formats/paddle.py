@@ -1,13 +1,14 @@
 """Paddle's files (``paddle.save``): a pickle of NumPy arrays, of which only the structure is read.
 
-bfloat16, which NumPy does not have, is saved as uint16, and read back as bfloat16: Paddle has no uint16. A
-tensor that lies in a mapping of the user's own is a tuple of its name and its array. Protocols 2 and 3 cut
-what is larger than 1 GiB into slices. Sources: ``paddle/framework/io.py`` and ``io_utils.py`` (Paddle 3.3).
+bfloat16, which NumPy does not have, is saved as uint16, and read back as bfloat16: Paddle has no uint16. In a
+pickle of arrays that shows nothing of Paddle's, uint16 is what it says. A tensor that lies in a mapping of
+the user's own is a tuple of its name and its array. Protocols 2 and 3 cut what is larger than 1 GiB into
+slices. Sources: ``paddle/framework/io.py`` and ``io_utils.py`` (Paddle 3.3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from wnconvert.errors import FormatError, InputError
@@ -56,27 +57,36 @@ def open_paddle(file: ReadableFile) -> PaddleFile:
     Raises ``FormatError`` for one that is damaged, ``InputError`` for a pickle without a mapping of arrays.
     """
     pickle = load_skimmed(file)
-    _unwrap(pickle.nodes)
-    slices = _take_own_keys(pickle.root)
+    unwrapped = _unwrap(pickle.nodes)
+    own = _take_own_keys(pickle.root)
+    slices = {key: value for key, value in mapping_pairs(own.get(_SLICES)) or () if isinstance(key, str)}
     contents = find_contents(pickle.root, pickle.end)
     if not any(is_array(value) for state in contents.state_dicts for _, value in state.items):
         raise InputError("a plain pickle", fix="save it with torch.save")
+    kept = _as_paddle if own or unwrapped else _as_it_is
     arrays = HeldArrays.of((value for state in contents.state_dicts for _, value in state.items), 1)
     views = list(arrays.views)
     states = [
-        _state_dict(state, arrays, {} if state.keys else slices, views) for state in contents.state_dicts
+        _state_dict(state, arrays, {} if state.keys else slices, views, kept)
+        for state in contents.state_dicts
     ]
     tree = Tree(tuple(states), notes=tuple(_notes(pickle.root, contents, states)))
     return PaddleFile(tree, tuple(views))
 
 
-def _unwrap(nodes: Iterable[Value]) -> None:
-    """Make the arrays that stand for tensors plain ones: ``tuple((name, array))``, ``eval("data", …)``."""
+def _unwrap(nodes: Iterable[Value]) -> int:
+    """Make the arrays that stand for tensors plain ones: ``tuple((name, array))``, ``eval("data", …)``.
+
+    Returns how many there were.
+    """
+    count = 0
     for node in nodes:
         array = _array_in(node)
         if array is not None:
             node.op, node.callee, node.args = array.op, array.callee, array.args
             node.kwargs, node.changes = array.kwargs, array.changes
+            count += 1
+    return count
 
 
 def _array_in(value: Value) -> Object | None:
@@ -94,21 +104,24 @@ def _array_in(value: Value) -> Object | None:
 
 
 def _take_own_keys(root: Value) -> Mapping[str, Value]:
-    """Take out of the root what Paddle added; what was cut into slices, by its name."""
+    """Take out of the root what Paddle added, by its keys."""
     if not isinstance(root, Dict):
         return {}
     own = {key: value for key, value in root.pairs if isinstance(key, str) and key in (_NAMES, _SLICES)}
     root.pairs = [pair for pair in root.pairs if not (isinstance(pair[0], str) and pair[0] in own)]
-    pairs = mapping_pairs(own.get(_SLICES)) or ()
-    return {key: value for key, value in pairs if isinstance(key, str)}
+    return own
 
 
 def _state_dict(
-    found: FoundStateDict, arrays: HeldArrays, slices: Mapping[str, Value], views: list[FileView]
+    found: FoundStateDict,
+    arrays: HeldArrays,
+    slices: Mapping[str, Value],
+    views: list[FileView],
+    kept: Callable[[StoredTensor], StoredTensor],
 ) -> StateDict:
-    """A state dict as data, its slices put together."""
+    """A state dict as data, its slices put together; ``kept`` makes a tensor of an array."""
     tensors = {
-        name: _as_paddle(stored)
+        name: kept(stored)
         for name, value in found.items
         if (stored := arrays.stored(name, value)) is not None
     }
@@ -128,6 +141,11 @@ def _as_paddle(stored: StoredTensor) -> StoredTensor:
     if stored.info.dtype.name != "uint16":
         return stored
     return replace(stored, info=replace(stored.info, dtype=DTYPES["bfloat16"]))
+
+
+def _as_it_is(stored: StoredTensor) -> StoredTensor:
+    """NumPy's own dtype."""
+    return stored
 
 
 def _parts(name: str, how: Value) -> list[str]:
@@ -164,5 +182,6 @@ def _notes(root: Value, contents: Contents, states: Iterable[StateDict]) -> Iter
     if any(tensor.info.dtype.name == "bfloat16" for state in states for tensor in state.tensors.values()):
         yield "its arrays of uint16 are bfloat16, as Paddle saves it"
     beside = [item.path for item in (*contents.optimizers, *contents.siblings)]
+    beside += [name for state in contents.state_dicts for name, value in state.items if not is_array(value)]
     if beside:
-        yield f"what is not a state dict is left out: {listed(map(printable, beside), 6)}"
+        yield f"what is no array of a state dict is left out: {listed(map(printable, beside), 6)}"

@@ -230,8 +230,11 @@ def _against(wrapper: _Wrapper, g: TensorInfo, v: TensorInfo, there: _There) -> 
     elif g.numel == 1 and v.shape[wrapper.convention.axes[0]] != 1:
         yield _NUMBER, f"{g.name} is one number, and may be a gain"
     of_g, of_v = (there.beside[_parts(info.name)[:-1]] for info in (g, v))
-    if family := [name for name in of_g if len(name) == 1 and name not in "gb"]:
+    own = "gb" if _parts(g.name)[:-1] == _parts(v.name)[:-1] else "g"  # beside its kernel, b is a bias
+    if family := [name for name in of_g if len(name) == 1 and name not in own]:
         yield "family", f"it looks like one of a family, with {listed(family, 3)}"
+    if own == "g" and wrapper.convention is KERAS and not any(map(_NORM.search, _parts(g.name)[:-1])):
+        yield "gain", f"{g.name} may be the gain of a norm: no part of its name says weight norm"
     for name in (*of_g, *of_v):
         if name in _OTHERS:
             yield "other", f"it may belong to the {name} beside it"
@@ -239,6 +242,8 @@ def _against(wrapper: _Wrapper, g: TensorInfo, v: TensorInfo, there: _There) -> 
 
 #: Parts of names of an optimizer's moments, which have the names of what they are of.
 _STATES = frozenset(("opt_state", "optimizer", "optimizer_state"))
+#: The scope of a wrapper, as Keras calls it.
+_NORM = re.compile(r"(?i)weight_?norm")
 #: What a g may belong to in the place of the kernel: the other kernel of an RNN, or a norm.
 _OTHERS = ("recurrent_kernel", "gamma")
 

@@ -90,7 +90,8 @@ def framework_of(tree: Tree, state: StateDict, container: Container) -> Framewor
     """The framework whose layout a state dict has, by its file and its names; None where they do not tell.
 
     torch and MLX call their tensors alike, so only a torch file, or safetensors that say it, are either's.
-    Names of flax in a torch file, and layers of other frameworks, tell nothing.
+    Names of flax in a torch file, and layers of other frameworks, tell nothing; nor does a file that
+    wnconvert wrote of another: it makes torch files, and safetensors that say so, of any.
     """
     if any(layer.form in _OTHERS for layer in pairs_in(state).layers if is_pair(layer)):
         return None
@@ -100,11 +101,11 @@ def framework_of(tree: Tree, state: StateDict, container: Container) -> Framewor
         has_kernel = any(
             leaf_of(name) == "kernel" and len(tensor.info.shape) > 1 for name, tensor in state.tensors.items()
         )
-        return None if has_kernel else "torch"
+        return None if has_kernel or tree.record else "torch"
     if is_flax:
         return "nnx" if any("layer_instance" in name_parts(name) for name in state.tensors) else "flax"
     saved_by: dict[str | None, Framework] = {"pt": "torch", "mlx": "mlx"}
-    return saved_by.get(tree.metadata.get("format"))
+    return None if tree.record else saved_by.get(tree.metadata.get("format"))
 
 
 # -- taking
