@@ -64,7 +64,7 @@ def test_flax_computes_what_torch_computes(saved: tuple[Path, Any, Any], tmp_pat
 
     path, x, y = saved
     fold_file(path, tmp_path / "folded.pt")
-    migrate_file(tmp_path / "folded.pt", tmp_path / "out.npz", to="flax")
+    migrate_file(tmp_path / "folded.pt", tmp_path / "out.npz", to="flax", layout=["pre.*=convolution"])
     with np.load(tmp_path / "out.npz") as arrays:
         params = unflatten_dict(dict(arrays), sep="/")
     close(Linen().apply({"params": params}, x), y)
@@ -89,7 +89,7 @@ def test_nnx_computes_what_torch_computes(saved: tuple[Path, Any, Any], tmp_path
             return self.linear(self.group(self.up(self.pre(x))))
 
     path, x, y = saved
-    result = migrate_file(path, tmp_path / "out.npz", to="nnx")
+    result = migrate_file(path, tmp_path / "out.npz", to="nnx", layout=["pre.*=convolution"])
     assert any("feature_axes: up/layer_instance/kernel -2" in note for note in result.plan.notes)
     model = Model(nnx.Rngs(0))
     with np.load(tmp_path / "out.npz") as arrays:
@@ -113,7 +113,7 @@ def test_mlx_computes_what_torch_computes(
     if is_folded:
         fold_file(path, tmp_path / "folded.pt")
         path = tmp_path / "folded.pt"
-    migrate_file(path, tmp_path / "out.safetensors", to="mlx")
+    migrate_file(path, tmp_path / "out.safetensors", to="mlx", layout=["pre.*=convolution"])
     arrays: Any = mx.load(str(tmp_path / "out.safetensors"))
 
     def weight(module: str) -> Any:

@@ -155,7 +155,8 @@ class _Taking:
         self.entries: list[Entry] = []
         self.made: list[tuple[Layer, Layer]] = []
         self.kinds: dict[KernelKind, int] = {}
-        self.by_shape: dict[str, list[str]] = {}
+        self.by_shape: dict[KernelKind, list[str]] = {}
+        self.scales: list[str] = []
 
     def _place_of(self, name: str) -> TensorPlace:
         pair = self.pairs.get(name)
@@ -192,8 +193,13 @@ class _Taking:
         if place.called == "weight" and rank < 2 and tensor.info.numel == 1 and self.to in ("flax", "nnx"):
             self.untold.append((printable(place.name), "it may be PReLU's slope, which flax calls otherwise"))
             return
-        if rank == 1 and place.called == "weight" and place.owner not in self.biases:
-            self.by_shape.setdefault("the scale of a norm", []).append(place.owner)
+        if (
+            self.to in ("flax", "nnx")
+            and rank == 1
+            and place.called == "weight"
+            and place.owner not in self.biases
+        ):
+            self.scales.append(place.owner)
         kind = self._kind(tensor, place, pair) if rank > 1 else None
         if rank > 1 and kind is None:
             return
@@ -261,10 +267,12 @@ class _Taking:
         if moved:
             kinds = ", ".join(f"{count} {kind}" for kind, count in moved.items())
             yield f"from {self.source} to {self.to}: the axes of {kinds}"
-        if self.by_shape:
-            taken = "; ".join(f"{kind}: {listed(names, 3)}" for kind, names in self.by_shape.items())
+        if supposed := {kind: names for kind, names in self.by_shape.items() if kind in moved}:
+            taken = "; ".join(f"{kind}: {listed(names, 3)}" for kind, names in supposed.items())
             else_ = option("layout", metavar="GLOB=KIND")
             yield f"by their shapes alone these are taken for {taken} (else: {else_})"
+        if self.scales:
+            yield f"taken for scales of norms, though slopes of PReLU look alike: {listed(self.scales, 3)}"
         if self.to != "torch" and any(place.leaf == COUNTS for place in self.places.values()):
             yield f"{COUNTS} is left out: {self.to} does not count batches"
         turned = [(now.name, None if now.dim is None else now.dim - len(now.v.shape)) for _, now in self.made]
