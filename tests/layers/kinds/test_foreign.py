@@ -113,9 +113,9 @@ SPELLED: dict[str, tuple[str, Dim, str, str, Tensors]] = {
     "keras, the layer's own scope": (
         "keras",
         3,
-        "net/g",
-        "net/conv2d/kernel",
-        {"net/conv2d/kernel": (3, 3, 2, 4), "net/g": (4,)},
+        "weight_norm/g",
+        "weight_norm/conv2d/kernel",
+        {"weight_norm/conv2d/kernel": (3, 3, 2, 4), "weight_norm/g": (4,)},
     ),
     "keras, a transposed convolution": (
         "keras",
@@ -190,6 +190,14 @@ DECOYS: dict[str, tuple[Tensors, str]] = {
     "a quantized kernel": ({"q/scales/0": (4,), "q/layer_instance/kernel": (3, 4)}, ""),
     "WeightFactLinear": ({"fc.g": (8, 1), "fc.v": (8, 3)}, ""),
     "a gain": ({"fc.g": (8, 1), "fc.weight": (8, 3)}, ""),
+    "a gain beside the layer behind a norm": (
+        {"attn/g": (8,), "attn/to_qkv/kernel": (8, 8)},
+        "attn/g may be the gain of a norm: no part of its name says weight norm",
+    ),
+    "the gain and the bias of a norm": (
+        {"block.g": (1, 8, 1, 1), "block.b": (1, 8, 1, 1), "block.layer.weight": (5, 8, 3, 3)},
+        "it looks like one of a family, with b",
+    ),
     "a gain of all, beside a layer": (
         {"a.g": (1, 1), "a.layer.weight": (4, 3)},
         "a.g is one number, and may be a gain; --layers 'a.layer.weight' takes them",
