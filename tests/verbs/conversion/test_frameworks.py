@@ -154,7 +154,8 @@ def test_an_eps_that_is_given_is_recorded_and_a_split_undoes_that_fold(tmp_path:
     source = FRAMEWORKS / "flax_linen.safetensors"
     folded, split = tmp_path / "folded.safetensors", tmp_path / "split.safetensors"
     fold_file(source, folded, eps=1e-3)
-    split_file(folded, split, verify=True)
+    result = split_file(folded, split, verify=True)
+    assert any("belongs to an eps of 0.001" in note for note in result.notes)
     fold_file(split, tmp_path / "again.safetensors", eps=1e-3)
     assert (tmp_path / "again.safetensors").read_bytes() == folded.read_bytes()
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from wnconvert.errors import ArgumentError
-from wnconvert.layers.conventions import CONVENTIONS
+from wnconvert.layers.conventions import CONVENTIONS, norm_of
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.schemes import Layer, Refused, Selection
@@ -68,6 +68,7 @@ def plan_split(
     draft.check_refused({state.path: tuple(_not_found_again(state, item)) for state, item in both})
     more = few(note for state, item in both for note in _untied(state, item))
     more += [note for state, item in both for note in (*needs_naming(state, item), *_needs_dim(state, item))]
+    more += [note for item in planned for note in _needs_eps(item)]
     return draft.plan(
         planned,
         record=_record(draft, planned, mine),
@@ -81,6 +82,17 @@ def plan_split(
             *more,
         ],
     )
+
+
+def _needs_eps(planned: PlannedStateDict) -> Iterable[str]:
+    """Notes on layers whose g belongs to another eps than a fold takes by itself: no file says it."""
+    made: dict[float, list[str]] = {}
+    for change in planned.changes:
+        layer = change.after
+        if layer is not None and layer.guard != norm_of(layer.form, layer.dim).guard:
+            made.setdefault(layer.guard.eps if layer.guard else 0.0, []).append(layer.name)
+    for eps, names in made.items():
+        yield f"g of {listed(names, 3)} belongs to an eps of {eps:g}: fold {option('eps', eps)}"
 
 
 def _record(
