@@ -184,7 +184,7 @@ def convert_onnx(
     opened = checkpoint.onnx
     assert opened is not None  # noqa: S101 - the plan was made from it
     check_installed(runs=options.proving.runs)
-    if fold.layers:
+    if fold.layers or fold.evaluated:
         fold = without_record(opened, fold)
     _check_apart(output, checkpoint.shards[1:])
     layouts = model_layouts(opened, fold, output)
