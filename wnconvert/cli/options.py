@@ -299,8 +299,8 @@ TOLD = with_options(
         "--eps",
         type=float,
         metavar="E",
-        help="The eps of these, which no checkpoint has; alone, that of weight norm as flax, Keras or Paddle "
-        "has it (default 1e-12; 0: none).",
+        help="The eps of these, which no checkpoint has; alone, that of weight norm as flax or Keras has it "
+        "(default 1e-12; 0: none), or Paddle (default: none).",
     ),
     click.option(
         "--std",

@@ -53,6 +53,11 @@ class OnnxFold:
     evaluated: tuple[EvaluatedWeight, ...] = ()
 
     @property
+    def makes_weights(self) -> bool:
+        """Whether it stores a weight that the model computes: of a layer, or of no rule."""
+        return bool(self.layers or self.evaluated)
+
+    @property
     def why_nothing(self) -> str:
         """Why it folds nothing, in words."""
         if self.left:

@@ -60,11 +60,10 @@ def compare_evaluated(
             if expected is None:
                 unrun.append(weight.name)
                 continue
-            _compare(weight, new.whole(stored[names[weight.work]]), expected)
-            finite = np.isfinite(expected.astype(np.float64))
-            if not finite.all():
+            finite = _compare(weight, new.whole(stored[names[weight.work]]), expected)
+            if finite < expected.size:
                 infinite.append(weight.name)
-            alone += bool(finite.any())
+            alone += finite > 0
     return EvaluatedCompared(alone, tuple(_notes(unrun, infinite)))
 
 
@@ -93,17 +92,21 @@ def _computed(weight: EvaluatedWeight, slices: Slices, source: Source, runtime: 
     return value
 
 
-def _compare(weight: EvaluatedWeight, found: Array, expected: Array) -> None:
-    """Raise ``VerifyError`` if two weights differ by more than their dtype's rounding of each step."""
+def _compare(weight: EvaluatedWeight, found: Array, expected: Array) -> int:
+    """Compare the elements that are finite in the original; how many these are.
+
+    Raises ``VerifyError`` if two weights differ by more than their dtype's rounding of each step.
+    """
     a, b = found.astype(np.float64).reshape(weight.shape), expected.astype(np.float64)
     if a.shape != b.shape:
         raise _error(weight, np.inf, 0.0)
     finite = np.isfinite(b)
-    a, b = a[finite], np.abs(b[finite])
-    off, most = np.abs(a - expected.astype(np.float64)[finite]), float(b.max(initial=0))
-    sizes = b + _LEAST[weight.work.dtype.name] if weight.work.roundings is not None else most
-    if not (off <= _PART[weight.work.dtype.name] * sizes).all():
+    off, sizes = np.abs(a[finite] - b[finite]), np.abs(b[finite])
+    most = float(sizes.max(initial=0))
+    scale = sizes + _LEAST[weight.work.dtype.name] if weight.work.roundings is not None else most
+    if not (off <= _PART[weight.work.dtype.name] * scale).all():
         raise _error(weight, float(off.max()), most)
+    return len(off)
 
 
 def _error(weight: EvaluatedWeight, off: float, most: float) -> VerifyError:

@@ -184,7 +184,7 @@ def convert_onnx(
     opened = checkpoint.onnx
     assert opened is not None  # noqa: S101 - the plan was made from it
     check_installed(runs=options.proving.runs)
-    if fold.layers or fold.evaluated:
+    if fold.makes_weights:
         fold = without_record(opened, fold)
     _check_apart(output, checkpoint.shards[1:])
     layouts = model_layouts(opened, fold, output)
@@ -205,7 +205,7 @@ def convert_onnx(
         folder.mkdir(0o700)
         workers = Workers(options.threads, options.progress)
         notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
-        recorded = checkpoint.shards if options.record and (fold.layers or fold.evaluated) else ()
+        recorded = checkpoint.shards if options.record and fold.makes_weights else ()
         with sha256_beside(*recorded) as digests:
             checked = check_fold(
                 opened,
