@@ -8,8 +8,12 @@ __all__ = [
     "ENTRY",
     "FUNCTION_INPUT",
     "FUNCTION_NODE",
+    "GRAPH_INPUT",
+    "GRAPH_NAME",
+    "GRAPH_OUTPUT",
     "GRAPH_TENSOR",
     "INSIDE",
+    "MODEL_GRAPH",
     "NODE_ATTRIBUTE",
     "NODE_INPUT",
     "NODE_NAME",
@@ -33,7 +37,9 @@ INSIDE: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OP, NODE_ATTRIBUTE = 1, 2, 3, 4, 5
-FUNCTION_INPUT, FUNCTION_NODE, GRAPH_TENSOR = 4, 7, 5
+FUNCTION_INPUT, FUNCTION_NODE = 4, 7
+GRAPH_NAME, GRAPH_TENSOR, GRAPH_INPUT, GRAPH_OUTPUT = 2, 5, 11, 12
+MODEL_GRAPH = 7
 TENSOR_NAME, ENTRY = 8, 13
 PLACE = ("location", "offset", "length")
 

@@ -8,23 +8,20 @@ Source of the format: https://onnx.ai/onnx/repo-docs/ExternalData.html
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from wnconvert.onnx.file.fields import GRAPH_TENSOR, external_entries
+from wnconvert.onnx.file.fields import GRAPH_TENSOR, MODEL_GRAPH, external_entries
 from wnconvert.onnx.file.model import Constant
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.file.tensors import EXTERNAL
 from wnconvert.onnx.file.wire import Message, Wire, WireField, bytes_record, int_record, length_head
 from wnconvert.tensors.files import ReadableFile
 
-__all__ = ["NOWHERE", "outline_of"]
+__all__ = ["NOWHERE", "outline_of", "outlined"]
 
 
 #: A location that onnx's checker takes for memory: it looks for no file.
 NOWHERE = "#elements"
 #: Bytes of a tensor that is left out. A model of 2 GiB has fewer of them than a process may map.
 _LARGE = 1 << 16
-_GRAPH = 7
 _DATA_LOCATION = 14
 
 
@@ -33,32 +30,30 @@ def outline_of(file: ReadableFile, opened: OnnxFile, location: str) -> bytes:
 
     Their offsets are those in the file. Initializers in data files, and tensors in nodes, stay what they are.
     """
-    large = {
-        constant.record.start: constant
-        for constant in opened.model.graph.constants
-        if constant.tensor is not None and not constant.is_external and constant.tensor.data.size >= _LARGE
-    }
+    constants = {constant.record.start: constant for constant in opened.model.graph.constants}
     wire = Wire(file)
     parts: list[bytes] = []
     for record in wire.records(Message(0, opened.size)):
-        if record.number != _GRAPH:
+        if record.number != MODEL_GRAPH:
             parts.append(_whole(wire, record))
             continue
-        inside = list(_graph(wire, record, large, location))
-        parts += [length_head(_GRAPH, sum(map(len, inside))), *inside]
+        inside = [
+            outlined(wire, constants[item.start], location) if item.start in constants else _whole(wire, item)
+            for item in wire.records(record)
+        ]
+        parts += [length_head(MODEL_GRAPH, sum(map(len, inside))), *inside]
     return b"".join(parts)
 
 
-def _graph(wire: Wire, graph: WireField, large: dict[int, Constant], location: str) -> Iterator[bytes]:
-    for record in wire.records(graph):
-        constant = large.get(record.start)
-        if constant is None or constant.tensor is None:
-            yield _whole(wire, record)
-            continue
-        data = constant.tensor.data
-        kept = b"".join(_whole(wire, item) for item in wire.records(record) if item.body != data.start)
-        where = external_entries(location, data.start, data.size) + int_record(_DATA_LOCATION, EXTERNAL)
-        yield bytes_record(GRAPH_TENSOR, kept + where)
+def outlined(wire: Wire, constant: Constant, location: str) -> bytes:
+    """The record of an initializer, without its elements if it is large."""
+    (record,) = wire.records(Message(constant.record.start, constant.record.end))
+    tensor = constant.tensor
+    if tensor is None or constant.is_external or tensor.data.size < _LARGE:
+        return _whole(wire, record)
+    kept = b"".join(_whole(wire, item) for item in wire.records(record) if item.body != tensor.data.start)
+    where = external_entries(location, tensor.data.start, tensor.data.size)
+    return bytes_record(GRAPH_TENSOR, kept + where + int_record(_DATA_LOCATION, EXTERNAL))
 
 
 def _whole(wire: Wire, record: WireField) -> bytes:

@@ -11,7 +11,7 @@ from io import FileIO
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from wnconvert.errors import InputError, WnconvertError
 from wnconvert.heap import keep_large_apart
@@ -21,6 +21,9 @@ from wnconvert.onnx.runtime.memory import limit_memory
 from wnconvert.onnx.runtime.session import Session, load_session, onnxruntime
 from wnconvert.onnx.runtime.words import no_memory
 from wnconvert.tensors.blocks import Array
+
+if TYPE_CHECKING:
+    from wnconvert.onnx.runtime.segmented import Segmented
 
 __all__ = ["serve"]
 
@@ -74,11 +77,12 @@ class _Models:
     """The models that are loaded, by number."""
 
     def __init__(self) -> None:
-        self.sessions: dict[int, Session] = {}
+        self.sessions: dict[int, Session | Segmented] = {}
         self.kept: dict[bytes, Session] = {}
         self.todo: dict[str, Callable[[Mapping[str, Any], Mapping[str, Array]], Frame]] = {
             "start": self.start,
             "load": self.load,
+            "load segments": self.load_segments,
             "run": self.run,
             "forget": self.forget,
             "compute": self.compute,
@@ -103,7 +107,23 @@ class _Models:
             session = load_session(arrays[MODEL].tobytes(), optimize=optimize, folder=folder)
         else:
             session = load_session(path, optimize=optimize)
-        self.sessions[said["model"]] = session
+        return self.loaded(said["model"], session)
+
+    def load_segments(self, said: Mapping[str, Any], arrays: Mapping[str, Array]) -> Frame:
+        """Load a model in segments; its ports."""
+        from wnconvert.onnx.runtime.segmented import load_segmented  # few models need it: others start sooner
+        from wnconvert.onnx.segments import Segment
+
+        segments = (
+            Segment(model.tobytes(), takes)
+            for model, takes in zip(arrays.values(), said["takes"], strict=True)
+        )
+        folder = str(Path(said["path"]).resolve().parent)
+        return self.loaded(said["model"], load_segmented(segments, said["outputs"], folder=folder))
+
+    def loaded(self, number: int, session: Session | Segmented) -> Frame:
+        """Keep a model; its ports."""
+        self.sessions[number] = session
         inputs, outputs = (
             [(port.name, port.kind, port.shape) for port in ports]
             for ports in (session.inputs, session.outputs)

@@ -11,7 +11,7 @@ from wnconvert.messages import listed, printable
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 
-__all__ = ["ValueInfo", "check_feeds", "check_numbers"]
+__all__ = ["ValueInfo", "check_feeds", "check_numbers", "torch_name"]
 
 
 #: The torch names of dtypes by those of onnxruntime, where these differ.
@@ -23,6 +23,15 @@ _NAMES = {
     "float8e5m2": "float8_e5m2",
     "float8e5m2fnuz": "float8_e5m2fnuz",
 }
+
+
+def torch_name(name: str) -> str:
+    """The torch name of a dtype by that of onnxruntime.
+
+    >>> torch_name("double"), torch_name("int64")
+    ('float64', 'int64')
+    """
+    return _NAMES.get(name, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ class ValueInfo:
         'float32[1,T]'
         """
         found = re.fullmatch(r"tensor\((\w+)\)", kind)
-        known = _NAMES.get(found[1], found[1]) if found else ""
+        known = torch_name(found[1]) if found else ""
         return cls(name, kind, DTYPES.get(known), tuple(shape))
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import RawIOBase
 from pathlib import Path
@@ -28,6 +28,7 @@ from wnconvert.onnx.runtime.frames import MODEL, Frame, receive, send
 from wnconvert.onnx.runtime.memory import free_memory
 from wnconvert.onnx.runtime.ports import ValueInfo, check_feeds, check_numbers
 from wnconvert.onnx.runtime.words import NoAnswerError
+from wnconvert.onnx.segments import Segment
 from wnconvert.tensors.blocks import Array
 
 __all__ = ["Opened", "Runtime"]
@@ -116,13 +117,25 @@ class Runtime:
         Raises ``InputError`` (or ``FormatError``) for a model that onnxruntime cannot load,
         ``NoAnswerError`` if there is no answer.
         """
+        said = {"do": "load", "optimize": optimize}
+        return self._loaded(path, said, {} if outline is None else {MODEL: np.frombuffer(outline, np.uint8)})
+
+    def open_segments(self, path: Path, segments: Sequence[Segment], outputs: Sequence[str]) -> Opened:
+        """Load a model in segments, whose large tensors lie in its folder, its nodes run as they are.
+
+        ``outputs`` are the names of its outputs. Raises as ``open`` does, also where onnxruntime could load
+        the whole.
+        """
+        said = {"do": "load segments", "takes": [segment.takes for segment in segments], "outputs": outputs}
+        models = {str(at): np.frombuffer(segment.model, np.uint8) for at, segment in enumerate(segments)}
+        return self._loaded(path, said, models)
+
+    def _loaded(self, path: Path, said: Mapping[str, Any], models: Mapping[str, Array]) -> Opened:
         with _naming(path):
             _check_file(path)
             self._models += 1
             loaded = _Loaded(self._running(), self._models)
-            said = {"do": "load", "path": str(path.absolute()), "optimize": optimize}
-            arrays = {} if outline is None else {MODEL: np.frombuffer(outline, np.uint8)}
-            answer, _ = loaded.ask(said, arrays)
+            answer, _ = loaded.ask({**said, "path": str(path.absolute())}, models)
         inputs, outputs = (
             tuple(ValueInfo.of(*port) for port in answer[ports]) for ports in ("inputs", "outputs")
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from wnconvert.onnx.runtime.words import not_loaded, not_run
 from wnconvert.tensors.blocks import Array, processors
 from wnconvert.tensors.dtypes import DTYPES
 
-__all__ = ["Session", "load_session", "onnxruntime"]
+__all__ = ["Session", "arrays_of", "load_session", "onnxruntime", "values_of"]
 
 
 _BFLOAT16 = 16  # TensorProto.DataType
@@ -42,16 +42,25 @@ class Session:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs by name, in order. Raises ``VerifyError`` if the model fails, ``InputError``."""
+        if any(port.dtype == DTYPES["bfloat16"] for port in (*self.inputs, *self.outputs)):
+            return arrays_of(self.outputs, self.values(values_of(feeds)))
         names = [port.name for port in self.outputs]
         runtime = onnxruntime()
         try:
-            if any(port.dtype == DTYPES["bfloat16"] for port in (*self.inputs, *self.outputs)):
-                values = {name: _value(runtime, array) for name, array in feeds.items()}
-                return _arrays(self, self.own.run_with_ort_values(names, values))
             found = self.own.run(names, dict(feeds))
         except _errors(runtime) as error:
             raise not_run(str(error)) from error
         return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs as onnxruntime's own values, of such values; raises as ``run`` does."""
+        names = [port.name for port in self.outputs]
+        runtime = onnxruntime()
+        try:
+            found = self.own.run_with_ort_values(names, dict(given))
+        except _errors(runtime) as error:
+            raise not_run(str(error)) from error
+        return dict(zip(names, found, strict=True))
 
 
 def load_session(
@@ -95,6 +104,12 @@ def _errors(runtime: Any) -> tuple[type[Exception], ...]:
     return (*own, RuntimeError)
 
 
+def values_of(arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Arrays as onnxruntime's own values. Raises ``InputError`` for bfloat16, where it is too old."""
+    runtime = onnxruntime()
+    return {name: _value(runtime, array) for name, array in arrays.items()}
+
+
 def _value(runtime: Any, array: Array) -> Any:
     if array.dtype != DTYPES["bfloat16"].numpy():
         return runtime.OrtValue.ortvalue_from_numpy(array)
@@ -105,10 +120,11 @@ def _value(runtime: Any, array: Array) -> Any:
     return make(array.view(np.uint16), _BFLOAT16)
 
 
-def _arrays(session: Session, values: Any) -> dict[str, Array]:
+def arrays_of(ports: Sequence[ValueInfo], values: Mapping[str, Any]) -> dict[str, Array]:
     """Outputs as arrays. onnxruntime cannot return bfloat16, so these are copied from its memory."""
     found: dict[str, Array] = {}
-    for port, value in zip(session.outputs, values, strict=True):
+    for port in ports:
+        value = values[port.name]
         if port.dtype == DTYPES["bfloat16"]:
             shape = tuple(value.shape())
             bits = ctypes.string_at(value.data_ptr(), 2 * int(np.prod(shape)))

@@ -21,7 +21,7 @@ from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.storage.checkpoint import open_checkpoint
-from wnconvert.verbs.conversion.onnx import compared
+from wnconvert.verbs.conversion.onnx import compared, run
 from wnconvert.verbs.conversion.onnx.check import check_fold
 
 RNG = np.random.default_rng(11)
@@ -142,8 +142,19 @@ SPOILED: dict[str, tuple[Callable[[ModelProto], None], str]] = {
 }
 
 
+def set_in_segments(monkeypatch: pytest.MonkeyPatch, *, segments: bool) -> None:
+    """Have every graph run in segments of two nodes, if so."""
+    if segments:
+        monkeypatch.setattr(run, "_MANY", 0)
+        monkeypatch.setattr(run, "_SEGMENT", 2)
+
+
+@pytest.mark.parametrize("segments", [False, True], ids=["whole", "in segments"])
 @pytest.mark.parametrize("kind", SPOILED)
-def test_a_spoiled_graph_is_caught(kind: str, source: Path, tmp_path: Path) -> None:
+def test_a_spoiled_graph_is_caught(
+    kind: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, segments: bool
+) -> None:
+    set_in_segments(monkeypatch, segments=segments)
     spoil, what = SPOILED[kind]
     proto = onnx.load(source.with_name("model.folded.onnx"))
     spoil(proto)
@@ -257,7 +268,12 @@ def checked(tmp_path: Path, proto: ModelProto) -> tuple[str, tuple[str, ...]]:
     return result.verified, tuple(note for note in result.notes if "left out" not in note)
 
 
-def test_a_stochastic_model_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("segments", [False, True], ids=["whole", "in segments"])
+def test_a_stochastic_model_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, segments: bool
+) -> None:
+    set_in_segments(monkeypatch, segments=segments)
+
     def nodes(b: Build, w: str) -> None:
         b.op("MatMul", b.op("RandomNormalLike", "x"), w, name="y")
 

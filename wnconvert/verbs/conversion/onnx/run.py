@@ -19,6 +19,7 @@ from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime.ports import ValueInfo
 from wnconvert.onnx.runtime.process import Opened, Runtime
 from wnconvert.onnx.runtime.words import NoAnswerError
+from wnconvert.onnx.segments import Segment, segments_of
 from wnconvert.storage.files import open_file
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DType
@@ -39,6 +40,8 @@ _WHOLE[REQUANTIZED] = math.inf
 _PICKED = 0.01
 #: Sizes to try for the batch axis, and for all other dynamic axes.
 _SIZES = ((1, 16), (1, 64), (2, 32), (1, 100), (1, 400), (1, 7), (1, 1), (4, 4), (1, 1600), (1, 16000))
+#: A graph of more nodes than these is run in segments of so many.
+_MANY, _SEGMENT = 2000, 250
 #: The most elements of a made-up input, which is float64 first.
 _MOST_MADE_UP = 1 << 22
 
@@ -100,14 +103,31 @@ def _mapped(model: OnnxFile, runtime: Runtime) -> Opened:
     """Load a model whose nodes are run as they are; its large tensors are mapped, which takes no memory."""
     path = Path(model.path)
     name = path.resolve().name
-    if len(model.shards) > 1 or not name.isprintable():  # it is small; or its name is no text of ONNX
+    if not name.isprintable():  # it is no text of ONNX
         return _whole(model, runtime)
     with closing(open_file(path)) as file:
+        many = len(model.model.graph.nodes) > _MANY
+        if many and (opened := _in_segments(segments_of(file, model, name, _SEGMENT), model, runtime)):
+            return opened
+        if len(model.shards) > 1:  # it is small
+            return _whole(model, runtime)
         outline = outline_of(file, model, name)
     try:
         return runtime.open(path, optimize=False, outline=outline)
     except FormatError:  # what onnxruntime 1.18 says of external data of a model that it gets by its bytes
         return _whole(model, runtime)
+
+
+def _in_segments(segments: Sequence[Segment], model: OnnxFile, runtime: Runtime) -> Opened | None:
+    """Load the segments of a model; None if there are none, or one is no model of its own."""
+    if not segments:
+        return None
+    try:
+        return runtime.open_segments(Path(model.path), segments, model.model.graph.outputs)
+    except NoAnswerError:
+        raise
+    except WnconvertError:
+        return None
 
 
 def _whole(model: OnnxFile, runtime: Runtime) -> Opened:
