@@ -15,15 +15,18 @@ from wnconvert.onnx.graph.weights import EvaluatedWeight
 from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.onnx.runtime.words import NoAnswerError
 from wnconvert.onnx.slices import Slices, UnreachableError
+from wnconvert.plan.layout import Evaluate
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Array
+from wnconvert.verbs.conversion.onnx.compared import layer_tolerance
 
 __all__ = ["EvaluatedCompared", "compare_evaluated"]
 
 
 #: How far an element that onnxruntime computes may be off, for it rounds at every step: a part of the element
-#: itself where all steps are quotients and products, and else, since sums cancel, of the largest.
+#: itself where all steps are quotients and products, and else, since sums cancel, of the largest. Norms are
+#: sums that do not cancel, and held to what those of layers are.
 _PART = {"float64": 1e-9, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 #: The least normal number: what is smaller has fewer digits, and is held against it.
 _LEAST = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
@@ -103,8 +106,10 @@ def _compare(weight: EvaluatedWeight, found: Array, expected: Array) -> int:
     finite = np.isfinite(b)
     off, sizes = np.abs(a[finite] - b[finite]), np.abs(b[finite])
     most = float(sizes.max(initial=0))
-    scale = sizes + _LEAST[weight.work.dtype.name] if weight.work.roundings is not None else most
-    if not (off <= _PART[weight.work.dtype.name] * scale).all():
+    dtype = weight.work.dtype.name
+    scale = sizes + _LEAST[dtype] if weight.is_exact else most
+    part = _PART[dtype] if isinstance(weight.work, Evaluate) else layer_tolerance([dtype])
+    if not (off <= part * scale).all():
         raise _error(weight, float(off.max()), most)
     return len(off)
 
