@@ -5,6 +5,7 @@ arithmetic  what nodes compute of stored tensors, symbolically
 graph       which values of a graph are weights, and how to fold them
 slices      one value's arithmetic cut out as a model
 fractions   quotients of stored tensors in exact fractions
+rowed       arithmetic that is done some rows at a time
 evaluation  weights that no rule knows, evaluated in float64 and rounded once
 runtime     onnxruntime, in a process of its own: opened, run, its errors in words
 """

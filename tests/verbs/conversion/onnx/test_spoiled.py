@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
@@ -212,8 +212,8 @@ def both(*off: float, dtypes: Collection[str], monkeypatch: pytest.MonkeyPatch) 
     feeds = {"x": np.random.default_rng(0).normal(0, 0.5, (2, 8)).astype(np.float32)}
     original, written = Outputs([0] * 9), Outputs(off)
     monkeypatch.setattr(run, "_of_original", lambda _: (feeds, Outputs([0]).run(feeds), ""))
-    loaded: Any = (lambda: original, lambda: written)
-    return run._both(*loaded, RowPolicy(), dtypes)[1]
+    first, second = cast(Any, lambda: original), cast(Any, lambda: written)
+    return run._both(first, second, RowPolicy(), dtypes)[1]
 
 
 FLOATS = {"float32", run.BETWEEN_ROUNDINGS}
