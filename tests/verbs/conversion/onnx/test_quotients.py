@@ -24,7 +24,7 @@ from tests.helpers.oracle import nearest_root
 from tests.helpers.runner import Runner
 from tests.helpers.states import output_of
 from tests.verbs.conversion.onnx.test_constants import arrays, product, write
-from wnconvert import LayerError, VerifyError, export_onnx, fold_file, inspect_file
+from wnconvert import LayerError, NumbersError, VerifyError, export_onnx, fold_file, inspect_file
 from wnconvert.numerics.rounding import cast
 from wnconvert.numerics.rules.computed.over import OverScale
 from wnconvert.numerics.sums import Sums
@@ -440,8 +440,6 @@ def test_it_is_folded_where_weight_norm_is_asked_for_and_its_name_is_wanted(tmp_
 
 
 def test_a_quotient_by_zero_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
-    from wnconvert.errors import NumbersError
-
     def built(b: Build) -> str:
         return b.op("Div", stored(b, "v"), b.tensor("n", np.eye(4, dtype=np.float32)))
 
@@ -450,6 +448,46 @@ def test_a_quotient_by_zero_is_refused_unless_it_is_allowed(tmp_path: Path) -> N
         fold_file(source)
     made = fold_file(source, allow_nonfinite=True)
     assert np.isinf(arrays(output_of(made))["v"]).sum() == 12
+
+
+#: A weight that is divided by 0 in some rows: by a stored norm, and by one that the graph makes.
+OVER_NOTHING: dict[str, Callable[[Build, Any], str]] = {
+    "a stored norm": lambda b, rows: b.op("Div", stored(b, "dead.weight_v"), b.tensor("n", rows)),
+    "norms of another": lambda b, rows: b.op(
+        "Div", stored(b, "onnx::Div_13"), b.reduce("ReduceL2", b.tensor("dead.weight_v", rows * V), (1,))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OVER_NOTHING)
+def test_as_in_a_checkpoint_what_is_divided_by_zero_is_named_and_nothing_is_written(
+    case: str, tmp_path: Path
+) -> None:
+    """And where it is excluded all else is folded, and it is left with the reason."""
+
+    def built(b: Build) -> str:
+        b.op("MatMul", "x", OVER_NOTHING[case](b, np.array([[1], [0], [1], [1]], np.float32)))
+        v, g = stored(b, "live.weight_v"), b.tensor("live.weight_g", ROWS)
+        return b.op("Mul", g, b.op("Div", v, b.reduce("ReduceL2", v, (1,))))
+
+    source = write(tmp_path / "m.onnx", product(built))
+    with pytest.raises(NumbersError) as caught:
+        fold_file(source)
+    assert caught.value.where == f"{source}: weight dead.weight"
+    assert caught.value.fix.endswith("--exclude leaves a layer as it is")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    result = fold_file(source, exclude=["dead.*"])
+    assert [layer.name for layer in result.plan.layers] == ["live.weight"]
+    assert [(left.name, left.reason) for left in result.plan.computed] == [
+        ("dead.weight", "--layers and --exclude leave it out")
+    ]
+
+
+def test_rows_over_nothing_become_zero_where_that_is_asked_for(tmp_path: Path) -> None:
+    rows = np.array([[1], [0], [1], [1]], np.float32)
+    source = write(tmp_path / "m.onnx", product(lambda b: OVER_NOTHING["norms of another"](b, rows)))
+    made = arrays(output_of(fold_file(source, zero_rows="zero")))["dead.weight"]
+    assert [row.any() for row in made] == [True, False, True, True]
 
 
 def test_the_command_line_says_the_same(run: Runner, tmp_path: Path) -> None:
