@@ -13,7 +13,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, Standardize, Unit
+from wnconvert.layers.rules import (
+    DIVISOR,
+    ORIGINAL,
+    Mask,
+    Norm,
+    Operation,
+    Over,
+    Rule,
+    Spectral,
+    Standardize,
+    Unit,
+)
 from wnconvert.onnx.arithmetic.products.monomials import Dims, Factor
 from wnconvert.onnx.file.model import OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId
@@ -83,7 +94,7 @@ class _NoViewError(Exception):
 def _turned(operation: Operation, shape: Shape, places: Sequence[tuple[int, ...]]) -> Operation:
     """The operation with its dim as an axis of a layout."""
     match operation:
-        case Norm(dim=int(dim)):
+        case Norm(dim=int(dim)) | Over(dim=int(dim)):
             # One norm for all is that of the whole tensor.
             return replace(operation, dim=_place(dim, places) if shape[dim] != 1 else None)
         case Spectral(dim=int(dim)):
@@ -108,6 +119,8 @@ def _along(rule: Rule, shape: Shape, parts: Mapping[str, StoredTensor]) -> Itera
         match operation:
             case Mask():
                 yield "mask", parts["mask"]
+            case Over():
+                yield DIVISOR, parts[DIVISOR]
             case Spectral(dim=int(dim)):
                 yield "v", parts["v"].shaped((*shape[:dim], 1, *shape[dim + 1 :]))
 

@@ -219,9 +219,7 @@ def _dask(address: str) -> Iterator[_Found]:
             await client.close()
 
     try:
-        asyncio.run(
-            reach()
-        )  # a client of a thread of its own would leave that thread behind where none answers
+        asyncio.run(reach())  # a client that runs in a thread would leave it behind where none answers
         client = Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError(
