@@ -34,6 +34,7 @@ from wnconvert.onnx.arithmetic.products.monomials import (
     VALUE,
     Factor,
     Monomial,
+    joined,
     laid_out,
     leaf,
     multiplied,
@@ -124,7 +125,7 @@ def _found(monomial: Monomial, shapes: _Shapes, tiers: _Tiers) -> Sequence[tuple
                 (rule, tensors, original)
                 for original in _originals(bare)
                 for rule, tensors in _carried_out(
-                    laid_out(bare, original.axes), original.tensor, shapes, stacks
+                    joined(laid_out(bare, original.axes)), original.tensor, shapes, stacks
                 )
             ]
             if found:
@@ -158,8 +159,7 @@ def _originals(monomial: Monomial) -> Iterator[Factor]:
     """The factors that may be the original: those with an axis along each atom."""
     every = range(sum(map(len, monomial.dims)))
     for factor, exponent in monomial.factors:
-        whole = exponent == 1 and factor.kind == VALUE and all(len(axis) < 2 for axis in factor.axes)
-        if whole and sorted(factor.atoms) == list(every):
+        if exponent == 1 and factor.kind == VALUE and sorted(factor.atoms) == list(every):
             yield factor
 
 
