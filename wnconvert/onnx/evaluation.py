@@ -214,10 +214,16 @@ def _alone(model: bytes, fed: Mapping[str, Constant]) -> Any:
 
 
 def _types(model: Any) -> dict[str, _Type]:
-    """The types of all values of a model whose sizes follow from those of its inputs."""
+    """The types of all values of a model whose sizes follow from those of its inputs.
+
+    Raises ``_NotEvaluatedError`` for a model in which onnx finds none.
+    """
     from onnx import shape_inference
 
-    graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    try:
+        graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    except shape_inference.InferenceError as error:  # an operator without an opset, types that cannot be
+        raise _NotEvaluatedError("onnx cannot tell the types of its values") from error
     found = {each.name: _Type(each.data_type, tuple(each.dims)) for each in graph.initializer}
     for port in (*graph.input, *graph.value_info, *graph.output):
         kind = port.type.tensor_type

@@ -244,6 +244,17 @@ def quotient(b: Build) -> str:
     return b.op("Div", stored(b, "v"), stored(b, "n"))
 
 
+def test_a_graph_whose_types_onnx_cannot_tell_is_left_with_the_reason(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx", product(quotient))
+    model = onnx.load(path)
+    model.opset_import[0].domain = "com.example"  # that of ONNX's own operators is missing
+    onnx.save(model, path)
+    plan = fold_file(path, dry_run=True)
+    assert [left.reason for left in plan.computed] == [
+        "no rule knows its arithmetic, and onnx cannot tell the types of its values"
+    ]
+
+
 #: What looks like it: products, which may be masks; quotients of something else; what is not exact.
 LEFT: dict[str, tuple[Callable[[Build], str], str]] = {
     "product": (lambda b: b.op("Mul", stored(b, "v"), stored(b, "n")), ""),
