@@ -34,7 +34,7 @@ from wnconvert.onnx.arithmetic.products.monomials import (
     VALUE,
     Factor,
     Monomial,
-    joined,
+    in_one_piece,
     laid_out,
     leaf,
     multiplied,
@@ -125,7 +125,7 @@ def _found(monomial: Monomial, shapes: _Shapes, tiers: _Tiers) -> Sequence[tuple
                 (rule, tensors, original)
                 for original in _originals(bare)
                 for rule, tensors in _carried_out(
-                    joined(laid_out(bare, original.axes)), original.tensor, shapes, stacks
+                    in_one_piece(laid_out(bare, original.axes)), original.tensor, shapes, stacks
                 )
             ]
             if found:

@@ -30,7 +30,7 @@ __all__ = [
     "atoms_of",
     "expanded",
     "in_any_order",
-    "joined",
+    "in_one_piece",
     "laid_out",
     "leaf",
     "limited",
@@ -233,10 +233,10 @@ def regrouped(monomial: Monomial, shape: Sequence[int]) -> Monomial | None:
     return replace(monomial, dims=tuple(dims), factors=renumbered(monomial.factors, places))
 
 
-def joined(monomial: Monomial) -> Monomial:
+def in_one_piece(monomial: Monomial) -> Monomial:
     """The monomial with the atoms of each dim as one, where every tensor runs along all of them or none.
 
-    >>> joined(laid_out(regrouped(leaf(0, (8, 12)), (8, 4, 3)), ((0,), (1, 2)))) == leaf(0, (8, 12))
+    >>> in_one_piece(laid_out(regrouped(leaf(0, (8, 12)), (8, 4, 3)), ((0,), (1, 2)))) == leaf(0, (8, 12))
     True
     """
     places: dict[int, tuple[int, ...]] = {}
