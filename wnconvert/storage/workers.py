@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TypeVar
 
 from wnconvert.tensors.blocks import processors
 
 __all__ = ["Cancelled", "Workers"]
 
+
+#: A job of fewer bytes is done in the time of its Python, in which threads wait for each other.
+_SMALL = 32 << 10
 
 T = TypeVar("T")
 
@@ -21,14 +25,15 @@ class Cancelled(Exception):  # noqa: N818 - not an error: another thread has one
 class Workers:
     """Threads that share jobs, the first error of any of them, and a count of the bytes done.
 
-    ``threads`` defaults to the processors at hand, at most 4. ``progress`` is called with the bytes done
-    and the bytes in all, never from two threads at once.
+    ``threads`` defaults to the processors at hand, at most 4; the small jobs are then left to one thread.
+    ``progress`` is called with the bytes done and the bytes in all, never from two threads at once.
     """
 
     def __init__(
         self, threads: int | None, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
         self.threads = threads or min(processors(), 4)
+        self.small = 0 if threads else _SMALL
         self.progress = progress
         self.done = self.total = 0
         self.expected = False
@@ -45,29 +50,36 @@ class Workers:
     ) -> dict[int, T]:
         """The results of ``work`` by job, given the bytes of each. Raises the first error of any thread.
 
-        The jobs are begun in some ``order``; without one, the largest first.
+        The jobs are begun in some ``order``, any of them by any thread; without one, the largest first.
         """
         if not self.expected:
             self.total += sum(sizes.values())
-        # The largest first, so that no thread is left with a large one at the end.
-        waiting = iter(sorted(sizes, key=lambda job: -sizes[job]) if order is None else order)
+        shared, alone = self._apart(sizes) if order is None else (list(order), [])
+        waiting = iter(shared)
         results: dict[int, T] = {}
 
-        def take() -> int | None:
-            with self.lock:
-                return next(waiting, None)
+        def taken() -> Iterator[int]:
+            while True:
+                with self.lock:
+                    job = next(waiting, None)
+                if job is None:
+                    return
+                yield job
 
-        def work_off() -> None:
+        def work_off(jobs: Iterable[int]) -> None:
             try:
-                while not self.errors and (job := take()) is not None:
+                for job in jobs:
+                    if self.errors:
+                        break
                     results[job] = work(job)
             except BaseException as error:  # noqa: BLE001 - raised below, if it is the first one
                 self.errors.append(error)
 
-        others = [threading.Thread(target=work_off) for _ in range(min(self.threads, len(sizes)) - 1)]
+        count = min(self.threads, len(shared)) - 1
+        others = [threading.Thread(target=work_off, args=(taken(),)) for _ in range(count)]
         try:
             del others[_started(others) :]  # with fewer, where the system starts no more
-            work_off()
+            work_off(chain(taken(), alone))
             for thread in others:
                 thread.join()
         except BaseException as error:  # noqa: BLE001 - Ctrl-C while waiting; raised below
@@ -78,6 +90,12 @@ class Workers:
                     thread.join()
             raise self.errors[0]
         return results
+
+    def _apart(self, sizes: Mapping[int, int]) -> tuple[list[int], list[int]]:
+        """The jobs that threads share, the largest first so that none is left with it; and the small ones."""
+        ranked = sorted(sizes, key=lambda job: -sizes[job])
+        large = sum(size >= self.small for size in sizes.values())
+        return ranked[:large], ranked[large:]
 
     def check(self) -> None:
         """Stop here where another thread has failed."""

@@ -44,7 +44,7 @@ class NormScale:
             keeps and out == source.dtype and dtype_named(g.dtype).holds(dtype_named(source.dtype))
         )
         form, own = FLOAT_FORMATS[out], FLOAT_FORMATS[g.dtype]
-        self.large = float(form.value(form.inf - 1)) * 0.99
+        self.large = form.largest * 0.99
         # A g that is the rounded norm is next to it: within half a unit, which is more for subnormal numbers.
         self.near = 2.0**-own.digits * 1.01
         self.small = math.ldexp(1.0, own.least + own.digits)
