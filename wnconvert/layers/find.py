@@ -242,22 +242,26 @@ class _Others:
         return f"fold {option('kinds', ','.join(layer.rule.kinds))} takes the whole stack" if layer else ""
 
 
+#: Modules of more tensors are looked through once; others, of which there may be many, when they are asked for.
+_FEW = 16
+
+
 class _There:
     """The tensors of a state dict: by name, by module, and in groups."""
 
     def __init__(self, infos: Iterable[TensorInfo], parametrized: Mapping[str, tuple[str, ...]]) -> None:
         self.parametrized = parametrized
         self.names = {info.name: info for info in infos}
-        self.modules: dict[str, Module] = {}
+        self.owned: dict[str, list[TensorInfo]] = {}
         self.groups: dict[tuple[str, str], _Group] = {}
         for info in self.names.values():
-            owner = owner_of(info.name)
-            if owner not in self.modules:
-                self.modules[owner] = Module()
-            self.modules[owner].add(info.name[len(owner) :], info)
+            self.owned.setdefault(owner_of(info.name), []).append(info)
             for scheme in SCHEMES:
                 if scheme.may_have(info.name):
                     self._take(scheme, info)
+        self.large = {
+            owner: Module(infos, owner) for owner, infos in self.owned.items() if len(infos) > _FEW
+        }
         self.normalized = {
             owner_of(group.weight)
             for group in self.groups.values()
@@ -284,7 +288,7 @@ class _There:
     def module_of(self, group: _Group) -> Module:
         """The tensors of the module that has the weight."""
         owner = owner_of(group.weight)
-        return self.modules[owner] if owner in self.modules else Module()
+        return self.large.get(owner) or Module(self.owned.get(owner, ()), owner)
 
     def is_of_family(self, group: _Group, info: TensorInfo) -> bool:
         """Whether a tensor is one of several of the family of a weight, and no part of spectral norm."""
