@@ -242,7 +242,7 @@ class _Others:
         return f"fold {option('kinds', ','.join(layer.rule.kinds))} takes the whole stack" if layer else ""
 
 
-#: Modules of more tensors are looked through once; others, of which there may be many, when they are asked for.
+#: Modules of more tensors are looked through once; others, which may be very many, when they are asked for.
 _FEW = 16
 
 
@@ -259,9 +259,7 @@ class _There:
             for scheme in SCHEMES:
                 if scheme.may_have(info.name):
                     self._take(scheme, info)
-        self.large = {
-            owner: Module(infos, owner) for owner, infos in self.owned.items() if len(infos) > _FEW
-        }
+        self.large = {owner: Module(infos, owner) for owner, infos in self.owned.items() if len(infos) > _FEW}
         self.normalized = {
             owner_of(group.weight)
             for group in self.groups.values()

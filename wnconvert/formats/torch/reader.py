@@ -14,7 +14,7 @@ from functools import cached_property
 from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.machine import CutShortError
 from wnconvert.formats.pickle.reader import load, records_below
-from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value
+from wnconvert.formats.pickle.values import Object, Pickle, Value
 from wnconvert.formats.torch.archives import PREFIX, content_of, read_saved, too_long
 from wnconvert.formats.torch.arrays import HeldArrays, is_array, read_array
 from wnconvert.formats.torch.contents import Contents, FoundStateDict, find_contents

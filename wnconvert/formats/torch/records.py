@@ -253,12 +253,11 @@ def with_storage(
     core = _core(value)
     if core is None:
         raise TypeError("not a tensor record")
-    args = (storage, offset, tuple(shape), tuple(strides), *core.args[4:])
+    callee, args = core.callee, (storage, offset, tuple(shape), tuple(strides), *core.args[4:])
     if core.is_call_of("torch._utils._rebuild_tensor_v3"):
         # v3 exists for dtypes without a storage class; a foldable dtype is spelled in v2.
-        made = Object(core.op, Global("torch._utils", "_rebuild_tensor_v2"), args[:6], core.kwargs, core.changes)
-    else:
-        made = Object(core.op, core.callee, args, core.kwargs, core.changes)
+        callee, args = Global("torch._utils", "_rebuild_tensor_v2"), args[:6]
+    made = Object(core.op, callee, args, core.kwargs, core.changes)
     if core is value:
         return made
     _, cls, _, state = value.args
