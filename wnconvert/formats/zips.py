@@ -317,7 +317,7 @@ def zip_layout(
         header = (mark + header[2:] if at == 0 else header) + name + extra
         start = at + len(header)
         if isinstance(record.content, bytes):
-            pieces.append((at, header + record.content))
+            pieces += ((at, header), (start, record.content))  # a pickle may be long: it is not copied
         else:
             head = Checked(
                 header + record.head, _CRC_IN_LOCAL, len(central) + _CRC_IN_CENTRAL, len(record.head)

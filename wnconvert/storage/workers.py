@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TypeVar
 
@@ -11,9 +11,6 @@ from wnconvert.tensors.blocks import processors
 
 __all__ = ["Cancelled", "Workers"]
 
-
-#: A job of fewer bytes is done in the time of its Python, in which threads wait for each other.
-_SMALL = 32 << 10
 
 T = TypeVar("T")
 
@@ -25,15 +22,15 @@ class Cancelled(Exception):  # noqa: N818 - not an error: another thread has one
 class Workers:
     """Threads that share jobs, the first error of any of them, and a count of the bytes done.
 
-    ``threads`` defaults to the processors at hand, at most 4; the small jobs are then left to one thread.
-    ``progress`` is called with the bytes done and the bytes in all, never from two threads at once.
+    ``threads`` defaults to the processors at hand, at most 4. ``progress`` is called with the bytes done
+    and the bytes in all, never from two threads at once.
     """
 
     def __init__(
         self, threads: int | None, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
         self.threads = threads or min(processors(), 4)
-        self.small = 0 if threads else _SMALL
+        self.is_told = threads is not None
         self.progress = progress
         self.done = self.total = 0
         self.expected = False
@@ -46,15 +43,25 @@ class Workers:
         self.expected = True
 
     def each(
-        self, work: Callable[[int], T], sizes: Mapping[int, int], order: Iterable[int] | None = None
+        self,
+        work: Callable[[int], T],
+        sizes: Mapping[int, int],
+        order: Iterable[int] | None = None,
+        quick: Collection[int] = (),
     ) -> dict[int, T]:
         """The results of ``work`` by job, given the bytes of each. Raises the first error of any thread.
 
-        The jobs are begun in some ``order``, any of them by any thread; without one, the largest first.
+        The jobs are begun in some ``order``; without one, the largest first, and the ``quick`` ones, which
+        take less time than threads that wait for each other, by this thread alone, behind the others. Where
+        the user says how many threads there are, all of them share all jobs.
         """
         if not self.expected:
             self.total += sum(sizes.values())
-        shared, alone = self._apart(sizes) if order is None else (list(order), [])
+        # The largest first, so that no thread is left with a large one at the end.
+        ranked = sorted(sizes, key=lambda job: -sizes[job]) if order is None else list(order)
+        mine = frozenset(quick if order is None and not self.is_told else ())
+        shared = [job for job in ranked if job not in mine]
+        alone = (job for job in ranked if job in mine)
         waiting = iter(shared)
         results: dict[int, T] = {}
 
@@ -90,12 +97,6 @@ class Workers:
                     thread.join()
             raise self.errors[0]
         return results
-
-    def _apart(self, sizes: Mapping[int, int]) -> tuple[list[int], list[int]]:
-        """The jobs that threads share, the largest first so that none is left with it; and the small ones."""
-        ranked = sorted(sizes, key=lambda job: -sizes[job])
-        large = sum(size >= self.small for size in sizes.values())
-        return ranked[:large], ranked[large:]
 
     def check(self) -> None:
         """Stop here where another thread has failed."""

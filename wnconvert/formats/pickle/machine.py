@@ -135,8 +135,7 @@ class _Machine:
                 used[code] = 1
                 spent += costs[code]
                 if code in puts:
-                    index = data[at] if code == _BINPUT else _U4(data, at)[0]
-                    at += 1 if code == _BINPUT else 4
+                    index, at = (data[at], at + 1) if code == _BINPUT else (_U4(data, at)[0], at + 4)
                     if index == len(memo):
                         memo.append(stack[-1])
                     else:
@@ -146,9 +145,7 @@ class _Machine:
                     stack.append(data[at])
                     at += 1
                 elif code == get:
-                    index = data[at]
-                    value = memo[index] if index < len(memo) else _NOTHING
-                    stack.append(self.got(index) if value is _NOTHING else value)
+                    stack.append(self.got(data[at]))
                     at += 1
                 elif code in texts:
                     size, first = (_U4(data, at)[0], at + 4) if code == _BINUNICODE else (data[at], at + 1)
@@ -180,8 +177,7 @@ class _Machine:
                     below.append(stack)
                     self.stack = stack = []
                 elif code == _BINPERSID:
-                    self.storages += 1
-                    stack[-1] = PersistentId(stack[-1])
+                    self.persistent(stack.pop())
                 else:
                     self.at, self.spent = at, spent
                     self.other(code)

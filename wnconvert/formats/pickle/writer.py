@@ -102,6 +102,7 @@ class _Writer:
             else:
                 compound(item)
         out += b"."
+        self.memo.clear()  # it takes more than the pickle, of which there are two for a moment
         return [*self.runs, bytes(out)]
 
     def then(self, *steps: Any) -> None:

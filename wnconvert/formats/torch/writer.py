@@ -74,18 +74,19 @@ def _pickled(
 ) -> tuple[list[bytes | Unwritten], list[NewRecord]]:
     """The new pickle, and the storages that it names."""
     editor = _Editor(source, tree)
-    root = editor.root(plan)
+    root, edits, protocol = editor.root(plan), editor.edits, editor.protocol
+    del editor  # what else it knows takes as much
     archive = _Storages(source)
     dangers = Dangers()
 
     def written(value: Value) -> Value:
-        made = editor.edited(value)
-        if isinstance(made, PersistentId):
+        made = edits.get(id(value), value)
+        if type(made) is PersistentId:
             made = archive.take(made)
         dangers.look_at(made)
         return made
 
-    runs = dump_around(root, editor.protocol, written)
+    runs = dump_around(root, protocol, written)
     if dangers.names:
         raise OutputError(
             f"the file names {listed(dangers.names, 6)}, which could run something where it is loaded",
