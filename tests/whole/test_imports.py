@@ -25,7 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: What stands at the top, from what everything is made of to what shows it. A package imports only what
 #: stands left of it; those that share a place do not import each other.
 ORDER = (
-    "errors heap shown signals subnormals | messages | tensors | layers | numerics | plan | "
+    "frozen | errors heap shown signals subnormals | messages | tensors | layers | numerics | plan | "
     "formats onnx source | storage | verbs | reports | cli"
 )
 #: The same for the folders of `verbs`, of which only these arrows run between two that share a place.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from glob import escape
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.conventions import (
     CONVENTIONS,
     LEGACY,

@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
@@ -20,6 +19,7 @@ import numpy as np
 from safetensors import safe_open
 
 from wnconvert.errors import VerifyError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import REPORT_BUG
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
