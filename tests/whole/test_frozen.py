@@ -134,7 +134,7 @@ def told(cls: type, name: str) -> dict[str, Any]:
         "fields": [(f.name, f.type, f.default, f.compare, f.repr, f.init) for f in fields(cls)],
         "of a base": [hasattr(cls, each) for each in ("total", "twice")],
         "match": cls.__match_args__,  # type: ignore[attr-defined]
-        "slots": cls.__slots__,  # type: ignore[attr-defined]
+        "slots": {slot for base in cls.__mro__ for slot in vars(base).get("__slots__", ())},
         "has a dict": hasattr(made[0], "__dict__"),
         "as a dict": [asdict(item) for item in made],
         "signature": str(inspect.signature(cls)),
@@ -202,7 +202,8 @@ def test_a_pickle_of_it_is_read_before_any_is_made() -> None:
 
 def test_threads_that_make_the_first_objects_make_the_same() -> None:
     for _ in range(30):
-        cls, start, made = classes(frozen.dataclass).Derived, threading.Barrier(8), []
+        cls, start = classes(frozen.dataclass).Derived, threading.Barrier(8)
+        made: list[Any] = []
 
         def make(cls: Any = cls, start: threading.Barrier = start, made: list[Any] = made) -> None:
             start.wait()
