@@ -41,11 +41,17 @@ class Workers:
         self.expected = True
 
     def each(
-        self, work: Callable[[int], T], sizes: Mapping[int, int], order: Iterable[int] | None = None
+        self,
+        work: Callable[[int], T],
+        sizes: Mapping[int, int],
+        order: Iterable[int] | None = None,
+        *,
+        beside: int = 0,
     ) -> dict[int, T]:
         """The results of ``work`` by job, given the bytes of each. Raises the first error of any thread.
 
-        The jobs are begun in some ``order``; without one, the largest first.
+        The jobs are begun in some ``order``; without one, the largest first. Where there is more than one
+        thread, so many run ``beside`` them, for when some wait for a disk.
         """
         if not self.expected:
             self.total += sum(sizes.values())
@@ -64,7 +70,8 @@ class Workers:
             except BaseException as error:  # noqa: BLE001 - raised below, if it is the first one
                 self.errors.append(error)
 
-        others = [threading.Thread(target=work_off) for _ in range(min(self.threads, len(sizes)) - 1)]
+        most = self.threads + beside if self.threads > 1 else 1
+        others = [threading.Thread(target=work_off) for _ in range(min(most, len(sizes)) - 1)]
         try:
             del others[_started(others) :]  # with fewer, where the system starts no more
             work_off()
