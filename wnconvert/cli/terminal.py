@@ -106,6 +106,7 @@ def put(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        discard(sys.stdout)  # what it holds still would be written at exit
         raise OutputError(f"it cannot be written ({error.strerror})", where="stdout") from error
 
 
