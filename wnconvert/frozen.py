@@ -6,10 +6,10 @@ a hundred and forty classes and makes objects of less than half of them.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Collection
+from importlib import import_module  # of dataclasses, which `--help` need not wait for
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,16 +22,17 @@ else:
         Of a class that is frozen and has slots, and no more ``options`` than ``eq`` and ``repr``, the methods
         are made later: what ``dataclasses`` refuses in it is raised when an object is first made.
 
+        >>> from dataclasses import replace
         >>> @dataclass(frozen=True, slots=True)
         ... class Point:
         ...     x: int
         ...     y: int = 0
-        >>> Point(1), Point(1) == Point(1, 0), dataclasses.replace(Point(1), y=2)
+        >>> Point(1), Point(1) == Point(1, 0), replace(Point(1), y=2)
         (Point(x=1, y=0), True, Point(x=1, y=2))
         """
         if frozen and slots and options.keys() <= {"eq", "repr"}:
             return lambda cls: _slotted(cls, **options)
-        return dataclasses.dataclass(cls, frozen=frozen, slots=slots, **options)
+        return import_module("dataclasses").dataclass(cls, frozen=frozen, slots=slots, **options)
 
 
 __all__ = ["dataclass"]
@@ -97,6 +98,7 @@ def _maker(cls: type, names: Collection[str], options: dict[str, bool]) -> Calla
     def make(target: type) -> None:
         with _MAKING:
             if any(isinstance(vars(target)[name], _Pending) for name in names):
+                dataclasses = import_module("dataclasses")
                 twin = type(cls)(cls.__name__, cls.__bases__, _definition(cls))
                 made = vars(dataclasses.dataclass(frozen=True, **options)(twin))
                 for name in names:
@@ -107,10 +109,10 @@ def _maker(cls: type, names: Collection[str], options: dict[str, bool]) -> Calla
 
 def _state(self: Any) -> list[Any]:
     """The values of the fields, for pickles and copies."""
-    return [getattr(self, field.name) for field in dataclasses.fields(self)]
+    return [getattr(self, name) for name in self.__dataclass_fields__]
 
 
 def _take_state(self: Any, state: list[Any]) -> None:
     """Have the values of another object."""
-    for field, value in zip(dataclasses.fields(self), state, strict=True):
-        object.__setattr__(self, field.name, value)
+    for name, value in zip(self.__dataclass_fields__, state, strict=True):
+        object.__setattr__(self, name, value)
