@@ -23,7 +23,7 @@ except ImportError:  # called by hand
 
 _FOLDER = Path("wnconvert", "numerics", "kernel")
 #: The header, and what is compiled.
-SOURCES = (_FOLDER / "elements.h", _FOLDER / "rows.c", _FOLDER / "dots.c")
+SOURCES = tuple(_FOLDER / name for name in ("elements.h", "sums.c", "rows.c", "dots.c"))
 # No option may change what is computed: neither fused products nor reordered sums.
 _OPTIONS = "-std=c11 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fPIC -shared".split()
 

@@ -6,7 +6,6 @@ Only a process that the tool runs in alone is changed: in another program the he
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 __all__ = ["give_back", "keep_large_apart"]
 
@@ -17,11 +16,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGE = 4 << 20
 
 
-@dataclass
 class _Process:
     """This process, and whether the tool runs in it alone."""
 
-    is_ours: bool = False
+    is_ours = False
 
 
 _PROCESS = _Process()

@@ -378,12 +378,19 @@ def test_keys_of_the_json_are_documented() -> None:
         assert f"`{key}`" in page, key
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [("inspect",), ("migrate", "--json"), ("fold", "--dry-run")])
-def test_a_full_disk_behind_stdout_is_an_error_and_no_bug(command: tuple[str, ...], gan: Path) -> None:
+def test_a_full_disk_behind_stdout_is_an_error_and_no_bug(
+    command: tuple[str, ...], unbuffered: str, gan: Path
+) -> None:
     with Path("/dev/full").open("w") as full:
         arguments = [sys.executable, "-m", "wnconvert", *command, str(gan)]
-        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        around = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(
+            arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=around
+        )
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "Exception ignored" not in done.stderr
     assert "error: stdout: it cannot be written (No space left on device)" in done.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -25,6 +26,9 @@ SHAPES = [
     (1, 2, 513),
     (1, 3, 1100),
     (2, 3, 700),
+    (1, 2, 1023),
+    (3, 2, 1025),
+    (1, 1, 4133),
     (1, 40, 31),
     (1, 700, 2),
     (9, 20, 33),
@@ -52,6 +56,53 @@ def test_sums_are_within_their_bounds(kernel: Kernel, shape: tuple[int, int, int
                 assert low <= square <= high
                 assert abs(sums.low[at]) <= math.ulp(sums.high[at])  # the root is that of the high part
         assert kernel.careful_sums(x).error <= 2.0**-60
+
+
+#: Rows in which the largest square comes first, last, or again and again, among next to nothing.
+_ROWS: dict[str, Callable[[Array], Array]] = {
+    "growing": lambda sizes: sizes,
+    "shrinking": lambda sizes: sizes[::-1],
+    "in any order": lambda sizes: np.random.default_rng(0).permutation(sizes),
+    "zeros, then growing": lambda sizes: np.concatenate([sizes[:1500] * 0, sizes[1500:]]),
+    "the largest first": lambda sizes: np.concatenate([sizes[-1:], sizes[:-1] * 0 + sizes[0]]),
+    "the largest last": lambda sizes: np.concatenate([sizes[:-1] * 0 + sizes[0], sizes[-1:]]),
+    "the largest only": lambda sizes: sizes * 0 + sizes[-1],
+    "the smallest only": lambda sizes: sizes * 0 + sizes[0],
+    "large and small by turns": lambda sizes: np.where(
+        np.arange(len(sizes)) % 97, sizes[len(sizes) // 2], sizes
+    ),
+    "large and small runs": lambda sizes: np.where(np.arange(len(sizes)) // 700 % 2, sizes[0], sizes[-1]),
+}
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("row", _ROWS)
+def test_sums_of_rows_of_any_sizes_are_within_their_bounds(kernel: Kernel, row: str, dtype: str) -> None:
+    form = FLOAT_FORMATS[dtype]
+    # Magnitudes from the smallest to the largest number, subnormal ones too, evenly over their codes.
+    codes = np.linspace(1, form.inf - 1, 4133).astype(form.codes)
+    sizes = _ROWS[row](codes.view(DTYPES[dtype]).astype(np.float64))
+    signs = np.where(np.random.default_rng(1).integers(0, 2, len(sizes)), 1.0, -1.0)
+    x = (sizes * signs).astype(DTYPES[dtype])
+    for shape in ((1, 1, 4133), (1, 2, 2066), (2, 2, 1033), (1, 4, 1033), (2, 1, 2066)):
+        some = x[: math.prod(shape)].reshape(shape)
+        sums = kernel.careful_sums(some)
+        assert sums.error <= 2.0**-60
+        for at, square in enumerate(squares(some, 1)):
+            low, high = sums.bounds(at)
+            assert low <= square <= high
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_value_that_is_not_finite_is_seen_wherever_it_stands(kernel: Kernel, dtype: str) -> None:
+    for at in (0, 31, 32, 1023, 1024, 2047, 4096, 4132):
+        for odd in (math.inf, -math.inf, math.nan):
+            x = normal(5, (1, 1, 4133), dtype)
+            x[0, 0, at] = odd
+            with np.errstate(all="ignore"):
+                sums = kernel.careful_sums(x)
+            np.testing.assert_array_equal(sums.high, [abs(odd)])
+            assert sums.low.tolist() == [0]
 
 
 @pytest.mark.parametrize("dtype", NARROW)

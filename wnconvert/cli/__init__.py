@@ -35,7 +35,7 @@ from wnconvert.cli.options import EXIT_CODES
 from wnconvert.cli.telling.environment import env
 from wnconvert.cli.telling.loads import clean, loads
 from wnconvert.cli.telling.recipe import recipe
-from wnconvert.cli.terminal import put_json
+from wnconvert.cli.terminal import help_width, put_json
 from wnconvert.cli.words import Verbs, help_command
 from wnconvert.signals import on_endings
 
@@ -99,7 +99,7 @@ def _run() -> int:
     asked = {"report": put_json if "--json" in sys.argv[1:] else None}
     try:
         on_endings(_terminated)
-        code = cli(standalone_mode=False, obj=asked)
+        code = cli(standalone_mode=False, obj=asked, terminal_width=help_width())
     except (click.Abort, KeyboardInterrupt):
         return interrupted(asked["report"])
     except SystemExit as ended:

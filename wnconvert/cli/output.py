@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.cli.terminal import in_json, mention, put, say
+from wnconvert.frozen import dataclass
 
 __all__ = ["Output"]
 

@@ -24,6 +24,7 @@ __all__ = [
     "alarm",
     "discard",
     "fitting_width",
+    "help_width",
     "in_json",
     "mention",
     "mention_json",
@@ -37,6 +38,8 @@ __all__ = [
 
 #: Prints data as JSON.
 Report: TypeAlias = Callable[[Mapping[str, Any]], None]
+#: The columns of what does not tell its own, and the most of a page of help.
+_USUAL, _MOST_HELP = 80, 100
 #: The most characters of a progress bar, and of the name before it.
 _BAR = 80
 _BAR_NAME = 28
@@ -49,9 +52,18 @@ def fitting_width(*, wide: bool) -> int | None:
 
 
 def _columns() -> int:
-    import shutil  # with all that compresses, which a pipe does not need
+    """What ``shutil.get_terminal_size`` says, which comes with all that compresses."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no stdout, or no terminal
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or _USUAL  # type: ignore[union-attr]
+    return _USUAL
 
-    return shutil.get_terminal_size().columns
+
+def help_width() -> int:
+    """The width of help: the terminal's, between 50 and 98, as click has it."""
+    return max(min(_columns(), _MOST_HELP) - 2, 50)
 
 
 #: Where a text of what is wrong begins and ends: two characters that Unicode leaves to programs.
@@ -106,6 +118,7 @@ def put(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        discard(sys.stdout)  # what it holds still would be written at exit
         raise OutputError(f"it cannot be written ({error.strerror})", where="stdout") from error
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
 from wnconvert.errors import FormatError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable
 from wnconvert.plan.layout import Blob, Checked, Layout, Work
 from wnconvert.tensors.files import GET_AGAIN, FarFile, Head, ReadableFile

@@ -13,9 +13,9 @@ and ``flax.nnx.WeightNorm`` (``_l2_normalize``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.dims import dim_of, g_shape, torchs_g_shape
 from wnconvert.layers.rules import Guard, Norm
 from wnconvert.tensors.tree import Dim, Shape

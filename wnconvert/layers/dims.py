@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, Shape
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.schemes import Scheme
 from wnconvert.messages import counted, listed, option
 from wnconvert.tensors.tree import TensorInfo

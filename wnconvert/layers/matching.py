@@ -7,11 +7,12 @@ the layer that its keys show, and what the recipe tells of it comes on top.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import Recipe, RecipeFold, named_tensors, names_digest
 from wnconvert.layers.rules import (
     BIAS,

@@ -6,10 +6,10 @@ the proof of its rounding; which names show it is told in this package.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal, TypeAlias
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.tree import Dim, Shape, rows_of
 
 __all__ = [

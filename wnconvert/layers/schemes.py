@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from glob import escape
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.conventions import (
     CONVENTIONS,
     LEGACY,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.rounding import FLOAT_FORMATS, cast, ieee
 from wnconvert.tensors.blocks import Array, Floats, scratch
 from wnconvert.tensors.dtypes import DType

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import NumbersError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import option, raise_listed
 
 __all__ = [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.kernel.interface import OpenElements
 from wnconvert.numerics.kernel.plain import power_of, round_short
 from wnconvert.numerics.rounding import FLOAT_FORMATS, round_both

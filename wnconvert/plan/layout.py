@@ -9,9 +9,10 @@ A new kind of work is a class here, and one function in ``verbs.conversion.execu
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, Literal, Protocol
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL, G, Guard, Norm, Rule
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, Dim, StoredTensor

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import Spectral
 from wnconvert.layers.schemes import Layer, owner_of
 from wnconvert.plan.plan import PlannedStateDict

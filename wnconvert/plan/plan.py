@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.rules import Norm

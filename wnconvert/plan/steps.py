@@ -6,9 +6,9 @@ A new kind of step is a class here; a new kind of work, if it needs one, is a cl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.schemes import Layer
 from wnconvert.plan.layout import (
     CopyBytes,

@@ -6,11 +6,12 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import FormatError, InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable
 from wnconvert.plan.names.trees import NewNames, renamed_tree
 from wnconvert.plan.record.history import believable

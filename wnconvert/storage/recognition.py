@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import PurePath
 
 from wnconvert.errors import InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed
 from wnconvert.storage.files import kind_of, listing_of
 from wnconvert.tensors.containers import Container

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from wnconvert.errors import ArgumentError, FormatError
+from wnconvert.frozen import dataclass
 from wnconvert.plan.plan import Plan, PlannedShard
 from wnconvert.plan.steps import MadeTensor
 from wnconvert.tensors.containers import Container

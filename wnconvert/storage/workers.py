@@ -48,12 +48,15 @@ class Workers:
         sizes: Mapping[int, int],
         order: Iterable[int] | None = None,
         quick: Collection[int] = (),
+        *,
+        beside: int = 0,
     ) -> dict[int, T]:
         """The results of ``work`` by job, given the bytes of each. Raises the first error of any thread.
 
         The jobs are begun in some ``order``; without one, the largest first, and the ``quick`` ones, which
         take less time than threads that wait for each other, by this thread alone, behind the others. Where
-        the user says how many threads there are, all of them share all jobs.
+        the user says how many threads there are, all of them share all jobs. Where there is more than one
+        thread, so many run ``beside`` them, for when some wait for a disk.
         """
         if not self.expected:
             self.total += sum(sizes.values())
@@ -82,7 +85,8 @@ class Workers:
             except BaseException as error:  # noqa: BLE001 - raised below, if it is the first one
                 self.errors.append(error)
 
-        count = min(self.threads, len(shared)) - 1
+        most = self.threads + beside if self.threads > 1 else 1
+        count = min(most, len(shared)) - 1
         others = [threading.Thread(target=work_off, args=(taken(),)) for _ in range(count)]
         try:
             del others[_started(others) :]  # with fewer, where the system starts no more

@@ -10,13 +10,13 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.tree import Dim, StoredTensor
 
 __all__ = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from pathlib import PurePath
+
+from wnconvert.frozen import dataclass
 
 __all__ = ["Container", "Facts", "container_of"]
 

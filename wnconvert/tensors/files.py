@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from wnconvert.errors import FormatError
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.tree import ByteRange, repeated
 
 __all__ = [

@@ -10,10 +10,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.dtypes import DTYPES, DType
 
 __all__ = [

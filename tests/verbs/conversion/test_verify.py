@@ -27,16 +27,19 @@ from wnconvert.verbs.conversion import executor
 from wnconvert.verbs.conversion.convert import Result
 from wnconvert.verbs.conversion.files.fold import fold_file
 from wnconvert.verbs.conversion.files.split import split_file
-from wnconvert.verbs.conversion.verify import pieces
+from wnconvert.verbs.conversion.verify import pieces, readers, uncached
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(params=["torch", "no torch"])
+@pytest.fixture(params=["torch", "no torch", "all is large"])
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whether torch is there to read outputs back."""
+    """Whether torch is there to read outputs back, and whether tensors are read past the page cache."""
     if request.param == "no torch":
         monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    if request.param == "all is large":
+        monkeypatch.setattr(readers, "_LARGE", 1)
+        monkeypatch.setattr(uncached, "_WINDOW_BYTES", 2000)
     return str(request.param)
 
 
@@ -64,7 +67,7 @@ def test_every_fixture_is_read_back_and_right(tmp_path: Path, reader: str, name:
     out = tmp_path / f"out{suffix}"
     result = fold_file(FIXTURES / name, out, only=only, verify=True, zero_rows="zero", copy=True)
     skipped = [note for note in result.notes if "not read back with torch" in note]
-    by_torch = reader == "torch" and name not in {"lightning.ckpt", "sovits.pth", "waveglow_module.pt"}
+    by_torch = reader != "no torch" and name not in {"lightning.ckpt", "sovits.pth", "waveglow_module.pt"}
     if suffix == ".safetensors":
         assert result.verified == "the safetensors library"
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -68,6 +67,8 @@ def _convert_one(
     **options: Any,
 ) -> None:
     """Run a verb on a file, or plan it, and print the result."""
+    from dataclasses import replace  # which `--help` need not wait for
+
     from wnconvert.reports.text.conversions import plan_line, plan_text, result_line, result_text
     from wnconvert.storage.files import kind_of
     from wnconvert.verbs.conversion.places.piped import goes_to_stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -139,6 +138,8 @@ def _one(path: str, options: dict[str, Any], *, no_progress: bool) -> Inspection
 
 def _asked(whole: Inspection, sort: str | None, top: int | None, options: dict[str, Any]) -> Inspection:
     """What of an inspection the report on stdout was asked for."""
+    from dataclasses import replace  # which `--help` need not wait for
+
     from wnconvert.reports.text.inspections import arranged
 
     asked = replace(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,6 +75,8 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
     The model tells the recipe only where nothing else does: neither --recipe nor what is said in its place.
     Raises ``ArgumentError`` for --input without --model, and the other way round; for several files.
     """
+    from dataclasses import fields  # which `--help` need not wait for
+
     left = {name: value for name, value in options.items() if name not in _OURS}
     model = options["model"]
     if model is None:

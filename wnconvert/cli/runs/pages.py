@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
 from wnconvert.cli.terminal import mention
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from wnconvert.errors import FormatError
 from wnconvert.formats.pickle.machine import refuse
 from wnconvert.formats.pickle.opcodes import LENGTHS, OPCODES, SIZES
 from wnconvert.formats.pickle.reader import load
 from wnconvert.formats.pickle.values import PersistentId, Pickle, Value
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.files import GET_AGAIN, FrontToBack, ReadableFile
 from wnconvert.tensors.limits import PICKLE, megabytes
 from wnconvert.tensors.tree import ByteRange

@@ -10,8 +10,10 @@ back as they came (:mod:`wnconvert.formats.pickle.writer`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeAlias
+
+from wnconvert.frozen import dataclass
 
 __all__ = [
     "Dict",

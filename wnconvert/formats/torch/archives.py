@@ -7,10 +7,10 @@ Nothing is inflated, and the pickle is not read here. Source of the format: ``to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from wnconvert.errors import FormatError
 from wnconvert.formats.zips import ZipEntry, read_directory
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.limits import PICKLE, RECORD, megabytes
 from wnconvert.tensors.tree import ByteRange

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from wnconvert.errors import FormatError
 from wnconvert.formats.pickle.skimming import Span, span_of
 from wnconvert.formats.pickle.values import Global, Object, Unwritten, Value
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import GET_AGAIN
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides

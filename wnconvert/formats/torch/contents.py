@@ -8,7 +8,7 @@ pickled module as its ``state_dict()`` would be; an optimizer is a dict, or an o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from wnconvert.errors import FormatError
@@ -22,6 +22,7 @@ from wnconvert.formats.torch.records import (
     mapping_pairs,
     read_tensor,
 )
+from wnconvert.frozen import dataclass
 from wnconvert.plan.names.trees import NewNames
 
 __all__ = [

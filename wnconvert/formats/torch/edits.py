@@ -9,11 +9,11 @@ loads and runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
 
 from wnconvert.formats.pickle.values import Dict, Object, Value
 from wnconvert.formats.torch.contents import Contents, FoundModule, computing_hook
 from wnconvert.formats.torch.records import get, mapping_pairs, with_pairs
+from wnconvert.frozen import dataclass
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.steps import Step
 

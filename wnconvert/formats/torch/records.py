@@ -8,12 +8,12 @@ spellings: ``torch/_utils.py`` (``_rebuild_tensor_v2`` and friends), ``torch/ser
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from types import NoneType
 
 from wnconvert.errors import FormatError
 from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Value
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.tree import MAX_RANK
 

@@ -8,7 +8,6 @@ ones. A storage is written once, when the first record that uses it is; one that
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from wnconvert.errors import OutputError
@@ -32,6 +31,7 @@ from wnconvert.formats.torch.records import (
     with_storage,
 )
 from wnconvert.formats.zips import MARKS, NewRecord, zip_layout
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, option
 from wnconvert.plan.layout import CopyBytes, Gather, Layout, Part, Parts, Work
 from wnconvert.plan.names.trees import renamed_modules

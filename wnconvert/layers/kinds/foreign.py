@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.conventions import EQUINOX, FLAX, KERAS, NNX, Convention
 from wnconvert.layers.dims import AUTO, dim_of
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX, MISFIT, NOT_FLOAT, PassedOver

@@ -6,7 +6,7 @@ and the command. ``kinds`` takes the words of a kind from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from wnconvert.frozen import dataclass
 
 __all__ = ["NORMS", "NormWords", "norms_table"]
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import dim_of, refuse_large, spectral_dim
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX

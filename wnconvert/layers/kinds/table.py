@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.norms import NORMS
 from wnconvert.layers.rules import (
     ORIGINAL,

@@ -5,9 +5,9 @@ It becomes a recipe once a state dict is at hand, in ``resolved``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import Op
 from wnconvert.layers.rules import EpsAt, Std
 

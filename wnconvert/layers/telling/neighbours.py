@@ -7,8 +7,8 @@ in 20 wrongly, names one in 35. Where all agree, none was wrong. What speaks aga
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import RecipeFold
 from wnconvert.layers.telling.arrangement import STATISTICS, Arrangement
 from wnconvert.layers.telling.spellings import hints_at_transposed

@@ -22,11 +22,11 @@ __all__ = ["compiled_kernel"]
 _ROOM = 4096
 #: Sums that long rows are added up in, side by side: ``LANES`` in ``elements.h``.
 _LANES = 32
-#: Elements that are worked on at a time, and slabs that are added side by side: as in ``rows.c``.
+#: Elements that are worked on at a time, and slabs that are added side by side: as in ``sums.c``.
 _RUN, _NARROW = 512, 256
 _FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
-#: The same by numpy's dtypes, whose names take long to be made.
-_OF_DTYPES = {FLOAT_FORMATS[name].dtype: code for name, code in _FORMATS.items()}
+#: The same by numpy's dtypes, whose names take longer than they do to be looked up.
+_CODES = {FLOAT_FORMATS[name].dtype: code for name, code in _FORMATS.items()}
 
 
 def compiled_kernel() -> Kernel:
@@ -136,12 +136,12 @@ def _plain(array: Array) -> Array:
 
 def _block(values: Array) -> tuple[int, ...]:
     """A block as the library's functions take it."""
-    return _OF_DTYPES[values.dtype], values.ctypes.data, *values.shape
+    return _CODES[values.dtype], values.ctypes.data, *values.shape
 
 
 def _run(values: Array) -> tuple[int, ...]:
     """Values of any shape, as the library's functions take them."""
-    return _OF_DTYPES[values.dtype], values.ctypes.data, values.size
+    return _CODES[values.dtype], values.ctypes.data, values.size
 
 
 def _longest(slabs: int, rows: int, inner: int) -> int:

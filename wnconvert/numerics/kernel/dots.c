@@ -21,12 +21,6 @@ INLINE void add_multiples(
     for (ptrdiff_t i = 0; i < count; i++) add(high + i, low + i, x[i] * y, 0);
 }
 
-/* Add up each run of LANES sums: the first is then that of all. */
-INLINE void join(double *restrict sums, double *restrict lost) {
-    for (ptrdiff_t half = LANES / 2; half; half /= 2)
-        for (ptrdiff_t i = 0; i < half; i++) add(sums + i, lost + i, sums[half + i], lost[half + i]);
-}
-
 /* One long row. */
 INLINE void long_dot(
     int format, const char *x, ptrdiff_t length, const double *y, double *restrict high, double *restrict low
@@ -149,27 +143,6 @@ INLINE void select_of(int format, const char *x, const uint8_t *kept, ptrdiff_t 
             (const unaligned_half *)x, kept, count, infinite[format], nan[format], 0x8000,
             (unaligned_half *)out
         );
-}
-
-/* -- the largest magnitude */
-
-INLINE uint32_t largest_of(int format, const char *x, ptrdiff_t count) {
-    if (format == FLOAT32) {
-        const unaligned_word *codes = (const unaligned_word *)x;
-        uint32_t most = 0;
-        for (ptrdiff_t i = 0; i < count; i++) {
-            uint32_t code = codes[i] & 0x7FFFFFFF;
-            most = code > most ? code : most;
-        }
-        return most;
-    }
-    const unaligned_half *codes = (const unaligned_half *)x;
-    uint16_t most = 0;
-    for (ptrdiff_t i = 0; i < count; i++) {
-        uint16_t code = codes[i] & 0x7FFF;
-        most = code > most ? code : most;
-    }
-    return most;
 }
 
 /* -- what the library gives */

@@ -75,11 +75,37 @@ INLINE void load(int format, const char *from, ptrdiff_t count, double *restrict
     }
 }
 
+/* The code of the largest magnitude. */
+INLINE uint32_t largest_of(int format, const char *x, ptrdiff_t count) {
+    if (format == FLOAT32) {
+        const unaligned_word *codes = (const unaligned_word *)x;
+        int32_t most = 0;
+        for (ptrdiff_t i = 0; i < count; i++) {
+            int32_t code = (int32_t)(codes[i] & 0x7FFFFFFF);
+            most = code > most ? code : most;
+        }
+        return (uint32_t)most;
+    }
+    const unaligned_half *codes = (const unaligned_half *)x;
+    int16_t most = 0;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        int16_t code = (int16_t)(codes[i] & 0x7FFF);
+        most = code > most ? code : most;
+    }
+    return (uint32_t)most;
+}
+
 /* What an addition loses is added up beside the sum (Knuth's TwoSum). */
 INLINE void add(double *restrict high, double *restrict low, double term, double lost) {
     double sum = *high + term, back = sum - *high;
     *low += ((*high - (sum - back)) + (term - back)) + lost;
     *high = sum;
+}
+
+/* Add up each run of LANES sums: the first is then that of all. */
+INLINE void join(double *restrict sums, double *restrict lost) {
+    for (ptrdiff_t half = LANES / 2; half; half /= 2)
+        for (ptrdiff_t i = 0; i < half; i++) add(sums + i, lost + i, sums[half + i], lost[half + i]);
 }
 
 /* -- functions in the version that suits the processor */

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.kernel.dots import Dots, Pairs
 from wnconvert.numerics.sums import Sums
 from wnconvert.tensors.blocks import Array, Floats

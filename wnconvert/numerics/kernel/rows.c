@@ -1,142 +1,9 @@
-/* Sums of rows and of their squares, products of values and a factor for each row, and casts, each rounded
-   once.
+/* Products of values and a factor for each row, and casts, each rounded once.
 
    A block is a contiguous run of slabs x rows x inner elements of float32, float16 or bfloat16, in any
    alignment. It is worked on in runs of at most RUN elements. */
 
 #include "elements.h"
-
-/* Slabs that are narrower are summed side by side. */
-#define NARROW 256
-
-/* -- sums */
-
-/* A sum is that of the first or of the second powers of values, as `power` says. */
-INLINE double powered(int power, double x) { return power == 2 ? x * x : x; }
-
-/* Add values, each to its own sum. */
-INLINE void add_each(
-    int power, const double *restrict x, ptrdiff_t count, double *restrict high, double *restrict low
-) {
-    for (ptrdiff_t i = 0; i < count; i++) add(high + i, low + i, powered(power, x[i]), 0);
-}
-
-/* Add all values of x, which are followed by room for LANES - 1 more, to one sum. */
-INLINE void add_all(int power, double *x, ptrdiff_t count, double *restrict high, double *restrict low) {
-    double sums[LANES] = {0}, lost[LANES] = {0};
-    for (ptrdiff_t i = count; i % LANES; i++) x[i] = 0;
-    for (ptrdiff_t at = 0; at < count; at += LANES) add_each(power, x + at, LANES, sums, lost);
-    for (ptrdiff_t half = LANES / 2; half; half /= 2)
-        for (ptrdiff_t i = 0; i < half; i++) add(sums + i, lost + i, sums[half + i], lost[half + i]);
-    add(high, low, *sums, *lost);
-}
-
-/* Add all values of x, whose magnitudes add up to half of `start` at most, a power of two: sums that begin there
-   keep its exponent, so what an addition loses is found with less (Dekker's FastTwoSum). */
-INLINE void add_values(
-    double *x, ptrdiff_t count, double start, double *restrict high, double *restrict low
-) {
-    double sums[LANES], lost[LANES] = {0};
-    for (ptrdiff_t i = count; i % LANES; i++) x[i] = 0;
-    for (ptrdiff_t i = 0; i < LANES; i++) sums[i] = start;
-    for (ptrdiff_t at = 0; at < count; at += LANES)
-        for (ptrdiff_t i = 0; i < LANES; i++) {
-            double sum = sums[i] + x[at + i];
-            lost[i] += x[at + i] - (sum - sums[i]);
-            sums[i] = sum;
-        }
-    for (ptrdiff_t i = 0; i < LANES; i++) sums[i] -= start;
-    for (ptrdiff_t half = LANES / 2; half; half /= 2)
-        for (ptrdiff_t i = 0; i < half; i++) add(sums + i, lost + i, sums[half + i], lost[half + i]);
-    add(high, low, *sums, *lost);
-}
-
-/* A power of two that is at least twice √(count·square), and at most eight times as large. */
-INLINE double above_root(double square, ptrdiff_t count) {
-    uint64_t exponent = bits_of(square * (double)count) >> 52;
-    return square > 0 ? double_of(((exponent + 1025 + 4) / 2) << 52) : 0;
-}
-
-/* Slabs side by side, as many as fit a run: a sum for each place in it, then those of each row. */
-INLINE void narrow_sums(
-    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
-    double *low
-) {
-    double run[RUN], sums[RUN] = {0}, lost[RUN] = {0};
-    ptrdiff_t width = rows * inner, most = RUN / width * width, count = slabs * width;
-    for (ptrdiff_t at = 0; at < count; at += most) {
-        ptrdiff_t some = least(most, count - at);
-        load(format, x + at * size_of(format), some, run);
-        add_each(power, run, some, sums, lost);
-    }
-    for (ptrdiff_t at = 0; at < most; at++) {
-        ptrdiff_t row = at % width / inner;
-        add(high + row, low + row, sums[at], lost[at]);
-    }
-}
-
-/* Short rows, one element after the other. */
-INLINE void short_sums(
-    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
-    double *low
-) {
-    double run[RUN];
-    ptrdiff_t most = RUN / inner * inner, count = slabs * rows * inner, row = 0;
-    for (ptrdiff_t at = 0; at < count; at += most) {
-        ptrdiff_t some = least(most, count - at);
-        load(format, x + at * size_of(format), some, run);
-        for (ptrdiff_t i = 0; i < some; i += inner) {
-            for (ptrdiff_t k = 0; k < inner; k++) add(high + row, low + row, powered(power, run[i + k]), 0);
-            row = row + 1 < rows ? row + 1 : 0;
-        }
-    }
-}
-
-/* Long rows, or many rows of one element in each slab. */
-INLINE void long_sums(
-    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,
-    const double *squares, double *high, double *low
-) {
-    double run[RUN + LANES];
-    ptrdiff_t length = inner == 1 ? rows : inner, runs = inner == 1 ? slabs : slabs * rows;
-    for (ptrdiff_t each = 0; each < runs; each++)
-        for (ptrdiff_t at = 0; at < length; at += RUN) {
-            ptrdiff_t some = least(RUN, length - at), row = inner == 1 ? at : each % rows;
-            load(format, x + (each * length + at) * size_of(format), some, run);
-            if (inner == 1)
-                add_each(power, run, some, high + row, low + row);
-            else if (squares)
-                add_values(run, some, above_root(squares[row], slabs * inner), high + row, low + row);
-            else
-                add_all(power, run, some, high + row, low + row);
-        }
-}
-
-/* The sum of each row as high + low; those of values may be told the sums of their squares. */
-INLINE void sums_of(
-    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,
-    const double *squares, double *high, double *low
-) {
-    memset(high, 0, rows * sizeof *high);
-    memset(low, 0, rows * sizeof *low);
-    if (rows == 1) {
-        inner *= slabs;
-        slabs = 1;
-    }
-    if (slabs > 1 && rows * inner <= NARROW)
-        narrow_sums(power, format, x, slabs, rows, inner, high, low);
-    else if (inner > 1 && inner < SHORT)
-        short_sums(power, format, x, slabs, rows, inner, high, low);
-    else
-        long_sums(power, format, x, slabs, rows, inner, squares, high, low);
-    for (ptrdiff_t row = 0; row < rows; row++) {
-        if (high[row] - high[row] != 0) low[row] = 0; /* infinite or NaN */
-        double sum = high[row] + low[row];
-        low[row] = low[row] - (sum - high[row]);
-        if (sum - sum != 0) low[row] = 0;
-        high[row] = sum;
-    }
-}
 
 /* -- products */
 
@@ -330,14 +197,6 @@ INLINE int cast_of(int from, const char *x, ptrdiff_t count, int to, char *out) 
 
 /* -- what the library gives: each function in the version that suits the processor */
 
-#define SUMS(name)                                                                                       \
-    static void name(                                                                                    \
-        int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,                     \
-        const double *squares, double *high, double *low                                                 \
-    ) {                                                                                                  \
-        squares ? sums_of(1, format, x, slabs, rows, inner, squares, high, low)                          \
-                : sums_of(2, format, x, slabs, rows, inner, 0, high, low);                               \
-    }
 #define PRODUCTS(name)                                                                                   \
     static ptrdiff_t name(                                                                               \
         int from, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, Centres centres,      \
@@ -353,7 +212,6 @@ INLINE int cast_of(int from, const char *x, ptrdiff_t count, int to, char *out) 
         return cast_of(from, x, count, to, out);                                                         \
     }
 
-VERSIONS(SUMS, sums)
 VERSIONS(PRODUCTS, products)
 VERSIONS(CAST, cast)
 
@@ -367,21 +225,6 @@ int wnconvert_version(void) { return 3; }
 
 /* The text of which this was made. */
 const char *wnconvert_source(void) { return SOURCE; }
-
-/* Σv² of each row as high + low. */
-void wnconvert_sums(
-    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
-) {
-    BEST(sums)(format, x, slabs, rows, inner, 0, high, low);
-}
-
-/* Σv of each row as high + low, given Σv²; where not all of it is finite, these mean nothing. */
-void wnconvert_totals(
-    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, const double *squares,
-    double *high, double *low
-) {
-    BEST(sums)(format, x, slabs, rows, inner, squares, high, low);
-}
 
 /* Write products, of values less their centres if there are any, into `out`, and the open ones, as far as there
    is room; gives the number of all. */

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from fractions import Fraction
 from itertools import zip_longest
 from typing import Any, ClassVar, Protocol
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.kernel.choice import products
 from wnconvert.numerics.kernel.interface import OpenElements
 from wnconvert.numerics.norms import RowSource

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import BIAS, ORIGINAL, Mask, Neighbour, NormBehind, Rule
 from wnconvert.numerics.norms import arithmetic
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, Format, cast, name_of

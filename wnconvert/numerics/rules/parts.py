@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.rounding import DTypeLike, name_of
 from wnconvert.tensors.blocks import Array, Block, Floats, Read, RowValues, reader_of
 

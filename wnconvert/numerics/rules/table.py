@@ -6,12 +6,13 @@ operation needs, so that a fold of weight norm loads no other arithmetic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import singledispatch
 from typing import TYPE_CHECKING, Protocol
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.dims import refuse_large
 from wnconvert.layers.rules import (
     DIVISOR,

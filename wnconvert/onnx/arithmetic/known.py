@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.arithmetic.products.monomials import Monomial, ones
 from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.onnx.arithmetic.staged import Roundings

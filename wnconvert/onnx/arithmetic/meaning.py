@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations, permutations, product
 from typing import Literal, TypeAlias
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import (
     DIVISOR,
     ORIGINAL,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.arithmetic.constants import axes_of, flag_attribute
 from wnconvert.onnx.arithmetic.rowwise import (
     RowValue,

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import TypeAlias
+
+from wnconvert.frozen import dataclass
 
 __all__ = [
     "Atom",

@@ -7,8 +7,9 @@ it has no monomial, and no rule but that of ``of`` with all of its steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.arithmetic.products.monomials import VALUE, Monomial, multiplied
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StoredTensor

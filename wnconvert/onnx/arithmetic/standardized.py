@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL, EpsAt, Rule, Standardize, Std
 from wnconvert.onnx.arithmetic.meaning import Meaning
 from wnconvert.onnx.arithmetic.rowwise import Atom, Label, Product, RowValue, Terms

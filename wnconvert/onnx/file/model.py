@@ -7,9 +7,10 @@ scope (the graph, a subgraph, a function's body) has a path that is its own; the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.plan.layout import Evaluate, FoldBias, FoldLayer, FoldThrough, Requantized
 from wnconvert.tensors.dtypes import DType

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from wnconvert import __version__
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, printable
 from wnconvert.onnx.file.wire import MOST_READ, Wire, WireField, bytes_record
 

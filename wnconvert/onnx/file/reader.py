@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
 
 from wnconvert.errors import FormatError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction, Port
 from wnconvert.onnx.file.provenance import NO_PROVENANCE, Provenance, provenance_in

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.arithmetic.constants import Settings, axes_of
 from wnconvert.tensors.blocks import Array
 

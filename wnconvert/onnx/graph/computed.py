@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Rule, Unit
 from wnconvert.layers.schemes import Layer, Refused
 from wnconvert.onnx.arithmetic.known import HALF_DTYPES

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL
 from wnconvert.messages import listed
 from wnconvert.onnx.file.model import GraphEdits, Model, NewNode, NewTensor, Node, OnnxFunction, Port

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import BIAS, ORIGINAL, NormBehind, Rule
 from wnconvert.layers.schemes import Layer, Refused, owner_of
 from wnconvert.onnx.arithmetic.known import HALF_DTYPES

@@ -7,9 +7,9 @@ two. Views may lie between them as long as the channels provably stay an axis of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.file.model import Graph, Model, Node
 from wnconvert.onnx.graph.channels import VIEWS, ChannelAxis, ViewError, viewed
 from wnconvert.onnx.graph.index import Index, ValueId, removal

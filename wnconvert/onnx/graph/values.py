@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.arithmetic.codes import quantization_of, staged_value, start_of
 from wnconvert.onnx.arithmetic.known import KnownValue
 from wnconvert.onnx.arithmetic.operators import numbers_as_array, result_of

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TypeAlias
 
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.file.model import Constant, Graph, GraphScope, Model, Node, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order, unique_name
 from wnconvert.onnx.graph.names import name_by_tensor

@@ -7,10 +7,11 @@ kernel has the size of one of its axes. What neither tells must be said, and wha
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.dims import g_shape
 from wnconvert.layers.find import pairs_in
 from wnconvert.layers.kinds.formulas import formula_in_words

@@ -7,9 +7,9 @@ round only with ``transpose_kernel``), ``mlx.nn.Linear``, ``Conv1d`` and ``ConvT
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.tree import Dim, StoredTensor
 
 __all__ = [

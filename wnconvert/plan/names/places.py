@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.schemes import spelled
 from wnconvert.plan.names.kernels import Framework, KernelKind
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import option, printable
 from wnconvert.plan.names.wrappers import without_wrappers
 

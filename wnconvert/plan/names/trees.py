@@ -7,10 +7,11 @@ A pair goes by the name of its weight, so that it stays a pair: what renames ``c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.find import pairs_in
 from wnconvert.layers.schemes import owner_of, renamed_halves
 from wnconvert.messages import counted, printable, raise_listed

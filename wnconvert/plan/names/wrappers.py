@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.schemes import owner_of
 from wnconvert.messages import printable
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from wnconvert import __version__
+from wnconvert.frozen import dataclass
 from wnconvert.layers.schemes import Layer, renamed_halves
 from wnconvert.plan.record.origins import (
     Origin,

@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.conventions import CONVENTIONS, norm_of
 from wnconvert.layers.kinds.table import WORDS
 from wnconvert.layers.schemes import Layer, is_pair, spelled

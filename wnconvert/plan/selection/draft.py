@@ -7,10 +7,10 @@ and ends the draft as a plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.schemes import Layer, Refused, Selection

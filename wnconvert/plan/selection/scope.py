@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.schemes import Layer, owner_of
 from wnconvert.messages import listed, option
 from wnconvert.plan.order import before_children, behind_module

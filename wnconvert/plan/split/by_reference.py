@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.schemes import Layer, Refused, Selection, spellings
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.names.prefixes import prefixes_apart

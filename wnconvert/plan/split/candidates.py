@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import dim_of, g_shape
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.errors import FormatError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed
 from wnconvert.tensors.files import read_json
 

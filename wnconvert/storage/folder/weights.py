@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import PurePath
 
 from wnconvert.errors import FormatError, InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed
 from wnconvert.storage.files import Seen, kind_of, listing_of, open_file
 from wnconvert.storage.folder.index import ShardIndex, read_index

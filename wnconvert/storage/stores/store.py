@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePath, PurePosixPath
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.files import Identity, ReadableFile
 
 __all__ = ["Address", "PathKind", "Status", "Store"]

@@ -14,10 +14,10 @@ import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from wnconvert.frozen import dataclass
 from wnconvert.storage.stores.renames import linked_new, rename_new
 from wnconvert.storage.stores.system import READING, WRITING_NEW, lock
 

@@ -11,10 +11,11 @@ import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from wnconvert.errors import FormatError
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.files import GET_AGAIN, Identity, MemoryFile, ReadableFile, became_shorter
 from wnconvert.tensors.tree import ByteRange
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.files import Identity, ReadableFile, became_shorter
 from wnconvert.tensors.tree import ByteRange, Shape, StoredTensor, TensorInfo, contiguous_strides

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Shape, StoredTensor
 from wnconvert.tensors.views.assembled import FileView

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.rules import NormBehind, Standardize
 from wnconvert.numerics.distance import Measure, Tolerance, needed

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.layers.schemes import Layer
 from wnconvert.numerics.distance import Measure

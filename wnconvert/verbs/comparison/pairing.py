@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from glob import escape
 
 from wnconvert.errors import ArgumentError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.find import pairs_in
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.recipes import Recipe

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import option, short_repr
 from wnconvert.numerics.distance import Needed, rounded_up
 from wnconvert.shown import Drawn, Paged

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import Plan, PlannedLayer
 from wnconvert.shown import Shown

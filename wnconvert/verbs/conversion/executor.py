@@ -11,13 +11,13 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, Protocol
 
 import numpy as np
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import told
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.kernel.choice import cast_block

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from wnconvert.frozen import dataclass
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.selection.nothing import why_nothing
@@ -41,7 +42,7 @@ class Request:
     kind: str
     like: StrPath | None = None
     reference: Checkpoint | None = None
-    renaming: Renaming = Renaming()  # noqa: RUF009 - frozen
+    renaming: Renaming = Renaming()
     relayout: Callable[[Checkpoint, Target], tuple[Checkpoint, MakePlan]] | None = None
     only: str | None = None
     max_shard_size: str | int = DEFAULT_SHARD_SIZE

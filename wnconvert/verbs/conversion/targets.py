@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias, TypeVar
 
 from wnconvert.errors import ArgumentError, InputError, OutputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import refuse_other_than_path
 from wnconvert.storage.checkpoint import Checkpoint, no_graph
 from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of, stored_output

@@ -7,11 +7,11 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from wnconvert.errors import InputError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, printable, short_repr
 from wnconvert.shown import Paged
 from wnconvert.storage.files import Name, kind_of, located

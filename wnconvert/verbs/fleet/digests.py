@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from wnconvert.frozen import dataclass
 from wnconvert.storage.files import kind_of, located, status_of
 from wnconvert.verbs.shared.digests import files_below
 

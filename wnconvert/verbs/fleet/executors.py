@@ -9,10 +9,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from wnconvert.errors import ArgumentError, InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import to_install
 
 __all__ = ["Workplace", "opened_workplace"]

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.storage.files import Name, is_opened, kind_of, located, output_path
 from wnconvert.storage.stores.store import Address
 from wnconvert.tensors.blocks import processors

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import PurePath
 from typing import Any
 
 from wnconvert.errors import ArgumentError, InputError, OutputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, listed, raise_listed
 from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of
 from wnconvert.storage.stores.store import Address, PathKind

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from wnconvert.errors import TooFewLayersError, UnfoldedError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, printable, short_repr
 from wnconvert.verbs.inspection.result import Inspection
 

@@ -6,12 +6,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import TypeAlias
 
 from wnconvert.errors import ArgumentError, InputError
+from wnconvert.frozen import dataclass
 from wnconvert.storage.files import Name, entries_of, kind_of, located, open_file
 from wnconvert.storage.folder.links import is_link
 from wnconvert.storage.folder.weights import named_as_weights

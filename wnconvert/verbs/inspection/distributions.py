@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.blocks import Floats
 
 __all__ = ["Distribution", "RowDetails", "RowPlaces", "distribution_of", "row_places"]

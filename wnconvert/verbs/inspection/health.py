@@ -6,8 +6,8 @@ What the magnitudes of layers show to be finite is not read again; all else is r
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.names.trees import weights_of

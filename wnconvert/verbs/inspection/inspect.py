@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.conventions import CONVENTIONS, has_eps
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in

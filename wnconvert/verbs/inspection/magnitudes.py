@@ -7,12 +7,13 @@ are the same numbers: a folded file shows what the unfolded one shows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Spectral
 from wnconvert.layers.schemes import Layer

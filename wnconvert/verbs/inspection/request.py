@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import Selection
 from wnconvert.verbs.shared.recipes import recipe_given

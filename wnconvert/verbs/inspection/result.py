@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import ComputedWeight
 from wnconvert.shown import Drawn, Paged

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.schemes import Layer
 from wnconvert.storage.workers import Workers

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.table import SHOWN
 from wnconvert.layers.rules import NormBehind, Standardize, Unit
 from wnconvert.layers.schemes import FORMS
@@ -110,7 +111,7 @@ class RunOptions:
     force: bool = False
     threads: int | None = None
     verify: bool = False
-    numbers: RowPolicy = RowPolicy()  # noqa: RUF009 - frozen
+    numbers: RowPolicy = RowPolicy()
     proving: Proving = Proving()
     progress: Callable[[int, int], None] = field(default=_no_progress, repr=False, compare=False)
     passing: bool = False

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import get_args
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import OPS, Op
 from wnconvert.layers.rules import Std
 from wnconvert.layers.telling.asked import Asked, ByNames, SaidNorms, SaidPair, SaidStandardize

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from fractions import Fraction
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.kernel.dots import Pairs, rest_of_products
 from wnconvert.numerics.rules.channels.vector import NormChannels
 from wnconvert.numerics.rules.factors import Bounds

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import AffineBefore, Neighbour
 from wnconvert.numerics.rounding import ieee
 from wnconvert.numerics.rules.parts import RuleParts

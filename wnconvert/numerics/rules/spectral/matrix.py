@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.kernel.choice import kernel, largest_code
 from wnconvert.numerics.kernel.dots import (
     RUN,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import IO, Protocol
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.files import Identity
 
 __all__ = ["Client", "Found", "missing"]

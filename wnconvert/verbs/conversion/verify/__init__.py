@@ -1,6 +1,7 @@
 """An output read back: its structure before every rename, and with ``--verify`` every tensor, computed again.
 
 pieces      tensors cut into pieces that any reader can pick
+uncached    large files read past the page cache
 readers     readers of the output that are not ours
 structure   headers and places, which are checked before every rename
 arithmetic  numbers of the output against plain arithmetic and the bound on its error

@@ -76,7 +76,7 @@ def are_quotients(found: Array, v: Array, g: Array, norms: Reals, *, x: Reals, a
     if may_be_v:
         scale[(norms.astype(g.dtype) == g) & (norms != 0)] = 1
     _multiply_rows(x, scale)
-    at = np.flatnonzero(_doubt(found, x, _MOST_ULPS - 1))
+    at = _places(_doubt(found, x, _MOST_ULPS - 1))
     if not at.size:
         return True
     found, given, row = found.reshape(-1)[at], v.reshape(-1)[at], at // v.shape[2] % v.shape[1]
@@ -95,7 +95,7 @@ def are_values(found: Array, x: Reals, error: float, off: Reals | float = 0.0) -
 
     ``x`` is known to a relative ``error``, and is ``off`` by that much beside.
     """
-    at = np.flatnonzero(_doubt(found, x, _MOST_ULPS - 1))
+    at = _places(_doubt(found, x, _MOST_ULPS - 1))
     if not at.size:
         return True
     units = _MOST_ULPS if found.dtype == np.float64 else 0.5
@@ -118,7 +118,7 @@ def are_sums(found: Array, x: Reals, off: Reals) -> bool:
 def are_cast(found: Array, values: Array) -> bool:
     """Whether numbers of the output are those of the source, each rounded once."""
     x = widened(values, np.dtype(np.float64))
-    at = np.flatnonzero(_doubt(found, x, 0))
+    at = _places(_doubt(found, x, 0))
     return not at.size or bool(_are_near(found.reshape(-1)[at], x.reshape(-1)[at], 0).all())
 
 
@@ -169,6 +169,11 @@ def _doubt(found: Array, x: Reals, most: int) -> NDArray[np.bool_]:
     np.subtract(bits, _in_float32(found).view(np.int32), out=bits)
     np.add(bits, half - 1, out=bits)
     return np.asarray(bits.view(np.uint32) > 2 * half - 2)
+
+
+def _places(doubt: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Where there is doubt: nearly always nowhere, which is seen in a fifth of the time."""
+    return np.flatnonzero(doubt) if doubt.any() else np.empty(0, np.intp)
 
 
 def _in_float32(values: Array) -> NDArray[np.float32]:

@@ -18,11 +18,21 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.subnormals import subnormals
 from wnconvert.tensors.blocks import BLOCK_BYTES
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StoredTensor, TensorInfo
-from wnconvert.verbs.conversion.verify.readers import OTHER_READERS, own_reader, reading_ahead
+from wnconvert.verbs.conversion.verify.readers import (
+    OTHER_READERS,
+    is_read_uncached,
+    own_reader,
+    reading_ahead,
+)
 from wnconvert.verbs.conversion.verify.steps import Both, check_step
 
 __all__ = ["bytes_to_verify", "verify_copies", "verify_output"]
+
+
+#: Threads beside those that compute, so that the disk is not waited for by all of them.
+_BESIDE = 2
 
 
 def verify_copies(before: PurePath, after: PurePath, sizes: Mapping[str, int], workers: Workers) -> None:
@@ -87,13 +97,14 @@ def verify_output(
             before = checkpoint.tree.tensors[planned.path]
             after = found[planned.path if plan.container.facts.holds_trees else ""]
             _check_names(before, planned, list(after), order)
-            ahead = partial(_ahead, opened, after)
+            ahead = partial(_ahead, opened, after, plan.container)
             both = Both(before, source, partial(reader, planned.path), ahead, workers.advance)
             for step in planned.tensors:
                 made = step.made_of(before).info
                 _check_info(made, after[step.name].info)
                 jobs.append((made.nbytes, partial(_check_step, step, both)))
-        workers.each(lambda job: jobs[job][1](), {job: size for job, (size, _) in enumerate(jobs)})
+        sizes = {job: size for job, (size, _) in enumerate(jobs)}
+        workers.each(lambda job: jobs[job][1](), sizes, beside=_BESIDE)
     return by, notes
 
 
@@ -102,10 +113,13 @@ def _check_step(step: Step, both: Both) -> None:
         check_step(step, both)
 
 
-def _ahead(opened: Checkpoint, tensors: Mapping[str, StoredTensor], name: str) -> Callable[[int], None]:
+def _ahead(
+    opened: Checkpoint, tensors: Mapping[str, StoredTensor], container: Container, name: str
+) -> Callable[[int], None]:
     """``reading_ahead`` of a tensor of the output."""
     data = tensors[name].data
-    if data.shard < len(opened.shards) and isinstance(path := opened.shards[data.shard], Path):
+    is_cached = not is_read_uncached(container, data.size)
+    if is_cached and data.shard < len(opened.shards) and isinstance(path := opened.shards[data.shard], Path):
         return reading_ahead(path, data)
     return lambda at: None  # a view of several, or of a store, which fetches ahead by itself
 

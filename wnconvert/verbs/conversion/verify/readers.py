@@ -6,12 +6,13 @@ Those of others open files by themselves, by path: they share nothing with the c
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ import numpy as np
 from safetensors import safe_open
 
 from wnconvert.errors import VerifyError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import REPORT_BUG
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
@@ -30,8 +32,16 @@ from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 from wnconvert.verbs.conversion.verify.pieces import Piece
+from wnconvert.verbs.conversion.verify.uncached import uncached_reader
 
-__all__ = ["OTHER_READERS", "OtherReader", "check_zip", "own_reader", "reading_ahead"]
+__all__ = [
+    "OTHER_READERS",
+    "OtherReader",
+    "check_zip",
+    "is_read_uncached",
+    "own_reader",
+    "reading_ahead",
+]
 
 
 # A tensor of the output: a piece, also given as a run of elements, to its elements in any shape.
@@ -60,8 +70,17 @@ class OtherReader:
 # -- readers of the output
 
 
-# The dtypes that safetensors gives as numpy arrays; our own reader reads the bytes of others.
-_IN_NUMPY = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
+# The dtypes that safetensors gives as numpy arrays, with the bytes of an element; our own reader reads the
+# bytes of others.
+_IN_NUMPY = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL"), 1),
+}
+# Tensors of which the library gives both ends, and what lies between is read past the page cache.
+_LARGE = 4 << 20
+_ENDS = 64
 
 
 @contextmanager
@@ -72,6 +91,10 @@ def _safetensors_reader(_source: Checkpoint, paths: Sequence[PurePath], own: Ope
     def opened(path: PurePath) -> Any:
         return safe_open(os.fspath(path), framework="numpy")
 
+    @lru_cache(MOST_OPEN)
+    def places(path: PurePath) -> dict[str, ByteRange]:
+        return _places_in(Path(path))
+
     holding = {name: path for path in paths for name in opened(path).keys()}  # noqa: SIM118 - not a mapping
 
     def open_tensor(_state: str, name: str) -> ReadBack:
@@ -79,11 +102,53 @@ def _safetensors_reader(_source: Checkpoint, paths: Sequence[PurePath], own: Ope
         view = file.get_slice(name)
         if view.get_dtype() not in _IN_NUMPY:
             return own("", name)
-        if not view.get_shape():
+        shape: list[int] = view.get_shape()
+        if not shape:
             return lambda block, piece: np.asarray(file.get_tensor(name))
+        if math.prod(shape) * _IN_NUMPY[view.get_dtype()] >= _LARGE:
+            return _large_tensor(view, Path(holding[name]), places(holding[name])[name])
         return lambda block, piece: np.asarray(view[piece])
 
     yield open_tensor, "the safetensors library", ()
+
+
+def is_read_uncached(container: Container, size: int) -> bool:
+    """Whether a tensor of so many bytes is read past the page cache, so that nothing need be put there."""
+    return container is Container.SAFETENSORS and size >= _LARGE
+
+
+def _end_of(view: Any, at: int) -> Array:
+    """The first few elements of a tensor as the safetensors library reads them; the last ones ``at`` -1."""
+    *leading, last = view.get_shape()
+    ends = slice(0, min(_ENDS, last)) if at == 0 else slice(max(last - _ENDS, 0), last)
+    return np.asarray(view[(*(0 if at == 0 else size - 1 for size in leading), ends)]).reshape(-1)
+
+
+def _places_in(path: Path) -> dict[str, ByteRange]:
+    """Where the tensors of a safetensors file lie, by its header: JSON behind the number of its bytes."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: ByteRange(8 + size + first, last - first) for name, (first, last) in spans.items()}
+
+
+def _large_tensor(view: Any, path: Path, data: ByteRange) -> ReadBack:
+    """Reads a tensor where it lies, which is where the safetensors library reads its ends."""
+    read, ends = uncached_reader(path, data), (_end_of(view, 0), _end_of(view, -1))
+    dtype, sizes = ends[0].dtype, [end.nbytes for end in ends]
+    last = read(data.size - sizes[1], sizes[1]).tobytes()
+    first = read(0, sizes[0]).tobytes()  # with what is asked for next
+    if (first, last) != (ends[0].tobytes(), ends[1].tobytes()):
+        raise VerifyError(
+            f"{path} was read back with another place of a tensor; nothing is kept", fix=REPORT_BUG
+        )
+
+    def read_block(block: Block, _piece: Piece) -> Array:
+        size = dtype.itemsize
+        return np.frombuffer(read(block.start * size, (block.stop - block.start) * size), dtype)
+
+    return read_block
 
 
 @contextmanager

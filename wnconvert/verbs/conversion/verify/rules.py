@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import (
     ORIGINAL,
     AffineBefore,

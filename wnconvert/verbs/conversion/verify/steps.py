@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import VerifyError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL
 from wnconvert.layers.schemes import Layer, is_pair
 from wnconvert.messages import REPORT_BUG

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, short_repr
 from wnconvert.shown import Paged
 from wnconvert.verbs.comparison.initializers import Initializers

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from wnconvert.frozen import dataclass
 from wnconvert.plan.order import is_buffer
 from wnconvert.tensors.tree import StateDict, StoredTensor
 

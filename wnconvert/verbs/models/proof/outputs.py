@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest, bites
 from wnconvert.numerics.rounding import FLOAT_FORMATS, ieee
 from wnconvert.tensors.blocks import Array

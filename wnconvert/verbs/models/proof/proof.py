@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from wnconvert.errors import ArgumentError, InputError, VerifyError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import option, printable
 from wnconvert.numerics.distance import Needed, Tolerance, rounded_up
 from wnconvert.tensors.blocks import Array

@@ -6,9 +6,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import TYPE_CHECKING, Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import ComputedWeight, PlannedConstant
 from wnconvert.shown import Drawn, Paged

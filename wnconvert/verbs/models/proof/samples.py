@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.models.proof.inputs.texts import InputSpec, Range

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, printable
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of, stored_tensor

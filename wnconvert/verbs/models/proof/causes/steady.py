@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from wnconvert.errors import InputError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, printable
 from wnconvert.numerics.distance import Tolerance, same_bits
 from wnconvert.numerics.rounding import FLOAT_FORMATS

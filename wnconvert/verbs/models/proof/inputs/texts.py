@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 import numpy as np
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.verbs.models.proof.inputs.values import Between, GivenValues, parse_values

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.blocks import Array
 
 __all__ = ["Between", "Fixed", "GivenValues", "Tied", "filled", "parse_values"]
