@@ -104,6 +104,7 @@ class Runtime:
         self._memory = memory
         self._process: _Process | None = None
         self._ends = self._models = 0
+        self._turn = threading.Lock()
 
     def __enter__(self) -> Runtime:
         self._process = self._started()  # it imports onnxruntime while this one works on
@@ -147,9 +148,13 @@ class Runtime:
         return Opened(path, inputs, outputs, loaded)
 
     def compute(self, model: bytes, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of a model of small tensors, its nodes run as they are; raises as both above do."""
+        """The outputs of a model of small tensors, its nodes run as they are; raises as both above do.
+
+        Several threads may ask for them: they take turns.
+        """
         arrays = {MODEL: np.frombuffer(model, np.uint8), **feeds}
-        return self._running().ask({"do": "compute"}, arrays)[1]
+        with self._turn:
+            return self._running().ask({"do": "compute"}, arrays)[1]
 
     def ahead(self, work: Callable[[], _Found]) -> _Found | None:
         """What work comes to that is not asked for yet; None if there is no answer in a tenth of the time.

@@ -168,9 +168,9 @@ def _of_original(original: _Open) -> OriginalRun:
         return OriginalRun({}, {}, f"the whole model was not run ({error.what})")
     with closing(before):
         ran = _first_that_runs(before)
-    return (
-        OriginalRun({}, {}, f"the whole model was not run on made-up inputs ({ran.why})") if ran.why else ran
-    )
+    if ran.why:
+        return OriginalRun({}, {}, f"the whole model was not run on made-up inputs ({ran.why})")
+    return ran
 
 
 def _is_steady(original: _Open, feeds: Mapping[str, Array]) -> bool:
