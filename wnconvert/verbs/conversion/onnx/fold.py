@@ -74,9 +74,11 @@ def own_data_of(target: Path) -> tuple[Path, ...]:
 
     None of them if there is no such model, or the target is a link.
     """
-    if target.is_symlink():
+    if target.is_symlink() or not target.is_file():
         return ()
     name = re.compile(re.escape(target.name) + r"(?:\.\d+)?\.data")
+    if not any(name.fullmatch(each.name) for each in target.parent.iterdir()):
+        return ()  # so the model need not be read
     return tuple(
         path for path in _data_of(target) or () if path.parent == target.parent and name.fullmatch(path.name)
     )
