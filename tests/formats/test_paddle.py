@@ -135,7 +135,8 @@ def test_state_dicts_are_found_where_they_lie(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_other_pickles_are_called_so(protocol: int, tmp_path: Path) -> None:
-    for tree in ({"a": 1}, [1, 2], {"a": b"x" * 100}, np.ones(3), "a text"):
+    of_objects = {"net": {"w": np.array([None, {}])}}
+    for tree in ({"a": 1}, [1, 2], {"a": b"x" * 100}, np.ones(3), "a text", of_objects):
         with pytest.raises(InputError, match="a plain pickle"):
             opened(tree, tmp_path, protocol)
 

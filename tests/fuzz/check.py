@@ -40,6 +40,7 @@ DELIBERATE: Mapping[str, str] = {
     r"does not have the entries that it announces": "the directory may be cut short",
     r"lies outside of the file": "the same",
     r"would be unpacked outside of its folder": "torch unpacks nothing, other programs do",
+    r"a single tensor .*, without a name": "torch reads it, and nothing says what it is",
 }
 
 #: Targets of which all that torch or safetensors reads must be read.
@@ -175,7 +176,10 @@ def _wrong(
     """
     for name in before.keys() & after.keys():
         was = before[name].to(dtype) if dtype and before[name].dtype in _UNITS else before[name]
-        if not _same(was, after[name]):
+        made = after[name]
+        if verb == "migrate" and was.numel() == made.numel():
+            made = made.reshape(was.shape)  # a g that was a vector has the shape that torch's API gives it
+        if not _same(was, made):
             yield f"a kept tensor: {name!r}"
     if verb == "fold":
         for weight, (g, v) in halves(before).items():
@@ -210,7 +214,8 @@ def _inexact(name: str, g: Tensor, v: Tensor, found: Tensor) -> Iterator[str]:
         return
     wide_g, wide_v = (side.detach().double().numpy().astype(np.longdouble) for side in (g, v))
     if wide_g.ndim == 1 and wide_g.size > 1 and wide_v.ndim > 1:
-        wide_g = wide_g.reshape(-1, *[1] * (wide_v.ndim - 1))
+        along = next((axis for axis, size in enumerate(wide_v.shape) if size == wide_g.size), 0)
+        wide_g = wide_g.reshape([-1 if axis == along else 1 for axis in range(wide_v.ndim)])
     axes = tuple(axis for axis in range(wide_v.ndim) if wide_g.size == 1 or wide_g.shape[axis] == 1)
     with np.errstate(all="ignore"):
         norm = np.sqrt((wide_v**2).sum(axis=axes, keepdims=True)) if axes else np.abs(wide_v)

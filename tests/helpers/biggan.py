@@ -17,12 +17,17 @@ def generator(width: int) -> tuple[nn.Module, tuple[Any, ...]]:
 
     Raises ``ImportError`` where the package is not installed.
     """
-    for missing in ("boto3", "botocore", "botocore.exceptions"):
-        stand_in: Any = ModuleType(missing)  # it downloads by them, which no test here does
+    missing = [name for name in ("boto3", "botocore", "botocore.exceptions") if name not in sys.modules]
+    for name in missing:
+        stand_in: Any = ModuleType(name)  # it downloads by them, which no test here does
         stand_in.ClientError = OSError
-        sys.modules.setdefault(missing, stand_in)
-    from pytorch_pretrained_biggan.config import BigGANConfig  # type: ignore[import-not-found]
-    from pytorch_pretrained_biggan.model import BigGAN  # type: ignore[import-not-found]
+        sys.modules[name] = stand_in
+    try:
+        from pytorch_pretrained_biggan.config import BigGANConfig  # type: ignore[import-not-found]
+        from pytorch_pretrained_biggan.model import BigGAN  # type: ignore[import-not-found]
+    finally:
+        for name in missing:  # other packages look whether these are there
+            del sys.modules[name]
 
     torch.manual_seed(11)
     made: Any = BigGAN(BigGANConfig(channel_width=width)).generator

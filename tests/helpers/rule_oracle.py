@@ -21,6 +21,7 @@ from wnconvert.layers.rules import (
     Norm,
     NormBefore,
     NormBehind,
+    Over,
     Rule,
     Spectral,
     SpectralStep,
@@ -83,8 +84,8 @@ def _factors(
             },
             {index: math.copysign(1.0, g[row[index]]) for index in values},
         )
-    if isinstance(operation, (Unit, Equalized)):
-        return _scaled(operation, values)
+    if isinstance(operation, (Unit, Equalized, Over)):
+        return _scaled(operation, values, arrays)
     if isinstance(operation, (NormBehind, NormBefore, AffineBefore)):
         found = _channel_factors(operation, arrays, shape)
         return (
@@ -112,8 +113,12 @@ def _factors(
     return dict.fromkeys(values, _dot(back, back) / _dot(forth, forth)), dict.fromkeys(values, 1.0)
 
 
-def _scaled(operation: Unit | Equalized, values: Numbers) -> tuple[Numbers, dict[tuple[int, ...], float]]:
+def _scaled(
+    operation: Unit | Equalized | Over, values: Numbers, arrays: dict[str, Array]
+) -> tuple[Numbers, dict[tuple[int, ...], float]]:
     """The square of what each element is multiplied by, and its sign."""
+    if isinstance(operation, Over):
+        return _over(operation, arrays, values)
     scale, sign = Fraction(operation.scale) ** 2, math.copysign(1.0, operation.scale)
     squares = dict.fromkeys(values, scale)
     if isinstance(operation, Unit):
@@ -121,6 +126,23 @@ def _scaled(operation: Unit | Equalized, values: Numbers) -> tuple[Numbers, dict
             total = sum((values[index] ** 2 for index in indices), Fraction(0))
             squares.update(dict.fromkeys(indices, scale / _divisor_square(operation.guard, total)))
     return squares, dict.fromkeys(values, sign)
+
+
+def _over(
+    operation: Over, arrays: dict[str, Array], values: Numbers
+) -> tuple[Numbers, dict[tuple[int, ...], float]]:
+    """The square of what each element is multiplied by, and its sign."""
+    squares: Numbers = {}
+    signs: dict[tuple[int, ...], float] = {}
+    g = [Fraction(float(x)) for x in arrays["g"].ravel()] if operation.gain else []
+    for row, indices in enumerate(_rows(values, operation.dim)):
+        held = [Fraction(float(arrays["divisor"][index])) for index in indices]
+        total = sum(held if operation.squares else (each**2 for each in held), Fraction(0))
+        factor = g[row] if operation.gain else operation.scale
+        square = factor**2 / _divisor_square(operation.guard, total)
+        squares |= dict.fromkeys(indices, square)
+        signs |= dict.fromkeys(indices, math.copysign(1.0, factor))
+    return squares, signs
 
 
 def _divisor_square(guard: Guard | None, total: Fraction) -> Fraction:

@@ -64,7 +64,8 @@ def test_flax_computes_what_torch_computes(saved: tuple[Path, Any, Any], tmp_pat
 
     path, x, y = saved
     fold_file(path, tmp_path / "folded.pt")
-    migrate_file(tmp_path / "folded.pt", tmp_path / "out.npz", to="flax", layout=["pre.*=convolution"])
+    asked: Any = {"framework": "torch", "layout": ["pre.*=convolution"]}  # a folded file does not tell them
+    migrate_file(tmp_path / "folded.pt", tmp_path / "out.npz", to="flax", **asked)
     with np.load(tmp_path / "out.npz") as arrays:
         params = unflatten_dict(dict(arrays), sep="/")
     close(Linen().apply({"params": params}, x), y)
@@ -113,7 +114,9 @@ def test_mlx_computes_what_torch_computes(
     if is_folded:
         fold_file(path, tmp_path / "folded.pt")
         path = tmp_path / "folded.pt"
-    migrate_file(path, tmp_path / "out.safetensors", to="mlx", layout=["pre.*=convolution"])
+    migrate_file(
+        path, tmp_path / "out.safetensors", to="mlx", framework="torch", layout=["pre.*=convolution"]
+    )
     arrays: Any = mx.load(str(tmp_path / "out.safetensors"))
 
     def weight(module: str) -> Any:

@@ -61,15 +61,16 @@ def open_paddle(file: ReadableFile) -> PaddleFile:
     own = _take_own_keys(pickle.root)
     slices = {key: value for key, value in mapping_pairs(own.get(_SLICES)) or () if isinstance(key, str)}
     contents = find_contents(pickle.root, pickle.end)
-    if not any(is_array(value) for state in contents.state_dicts for _, value in state.items):
-        raise InputError("a plain pickle", fix="save it with torch.save")
     kept = _as_paddle if own or unwrapped else _as_it_is
     arrays = HeldArrays.of((value for state in contents.state_dicts for _, value in state.items), 1)
     views = list(arrays.views)
-    states = [
+    made = [
         _state_dict(state, arrays, {} if state.keys else slices, views, kept)
         for state in contents.state_dicts
     ]
+    states = [state for state in made if state.tensors]
+    if not states:
+        raise InputError("a plain pickle without an array of numbers", fix="save it with torch.save")
     tree = Tree(tuple(states), notes=tuple(_notes(pickle.root, contents, states)))
     return PaddleFile(tree, tuple(views))
 

@@ -39,6 +39,8 @@ _DESCRIBED, _DESCRIPTOR = 8, 16
 # The head of the extra field that pads a local header, and what the bytes behind it are aligned to.
 _PADDING = struct.Struct("<2sH")
 _ALIGN = 64
+# A page: of tiny records it holds many headers, and to read it takes no longer than to read one of them.
+_NEAR = 4 << 10
 
 #: GPT-SoVITS writes one of these over the first two bytes, ``PK``, to mark a model's version.
 MARKS = tuple(b"%02d" % number for number in range(100))
@@ -194,6 +196,7 @@ def _places(file: ReadableFile, listed: Sequence[_Listed], limit: int) -> dict[s
     there up to the next header, they are taken to lie so, and the header is checked with the first of them.
     """
     far = file if isinstance(file, FarFile) else None  # asked once: it takes longer than to read a header
+    near = _Near(file)
     places: dict[str, ByteRange] = {}
     heads: list[Head] = []
     in_order = sorted(listed, key=lambda entry: entry.header)
@@ -202,10 +205,28 @@ def _places(file: ReadableFile, listed: Sequence[_Listed], limit: int) -> dict[s
         data = None if far is None else _aligned(entry, end)
         if data is not None:
             heads.append(Head(data, entry.header, partial(_check_head, entry)))
-        places[entry.name] = data or _data_of(file, entry, limit)
+        places[entry.name] = data or _data_of(near if far is None else file, entry, limit)
     if far is not None:
         far.after(heads)
     return places
+
+
+class _Near:
+    """A file of which small pieces are read that lie near each other: several of them at once."""
+
+    def __init__(self, file: ReadableFile) -> None:
+        self._file = file
+        self._size = file.size
+        self._first = 0
+        self._held = b""
+
+    def read(self, at: int, size: int, /) -> bytes:
+        """Bytes as ``ReadableFile`` gives them."""
+        inside = at - self._first
+        if not 0 <= inside <= len(self._held) - size:
+            self._first, inside = at, 0
+            self._held = self._file.read(at, min(max(size, _NEAR), self._size - at))
+        return self._held[inside : inside + size]
 
 
 def _aligned(entry: _Listed, end: int) -> ByteRange | None:
@@ -225,7 +246,7 @@ def _check_head(entry: _Listed, head: bytes) -> None:
         )
 
 
-def _data_of(file: ReadableFile, entry: _Listed, limit: int) -> ByteRange:
+def _data_of(file: ReadableFile | _Near, entry: _Listed, limit: int) -> ByteRange:
     """Where a record's bytes lie, by its local header (whose extra field torch pads for alignment)."""
     if entry.header + _LOCAL.size > limit:
         raise FormatError(f"record {printable(entry.name)} lies outside of the file", fix=GET_AGAIN)
@@ -296,7 +317,7 @@ def zip_layout(
         header = (mark + header[2:] if at == 0 else header) + name + extra
         start = at + len(header)
         if isinstance(record.content, bytes):
-            pieces.append((at, header + record.content))
+            pieces += ((at, header), (start, record.content))  # a pickle may be long: it is not copied
         else:
             head = Checked(
                 header + record.head, _CRC_IN_LOCAL, len(central) + _CRC_IN_CENTRAL, len(record.head)

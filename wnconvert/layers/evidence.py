@@ -56,7 +56,6 @@ class PassedOver:
 _TORCHS = re.compile(
     r"weight|bias|(?:weight|bias)_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?|in_proj_(?:weight|bias)|[qkv]_proj_weight|bias_[kv]"
 )
-_ENDS = re.compile(r"(?P<stem>.+)_[A-Za-z]", re.DOTALL)
 
 
 def is_bias(param: str) -> bool:
@@ -71,17 +70,12 @@ def is_bias(param: str) -> bool:
 class Module:
     """The tensors of one module itself, by the names that they have in it."""
 
-    def __init__(self, infos: Iterable[TensorInfo] = ()) -> None:
-        self.tensors: dict[str, TensorInfo] = {}
+    def __init__(self, infos: Iterable[TensorInfo] = (), owner: str = "") -> None:
+        self.tensors = {info.name[len(owner) :]: info for info in infos}
         self._of_stem: dict[str, list[str]] = {}
-        for info in infos:
-            self.add(info.name, info)
-
-    def add(self, name: str, info: TensorInfo) -> None:
-        """Take a tensor that has this name in the module."""
-        self.tensors[name] = info
-        if found := _ENDS.fullmatch(name):
-            self._of_stem.setdefault(found["stem"], []).append(name)
+        for name in self.tensors:
+            if len(name) > 2 and name[-2] == "_" and name[-1].isascii() and name[-1].isalpha():
+                self._of_stem.setdefault(name[:-2], []).append(name)
 
     def family_of(self, stem: str) -> list[str]:
         """Other tensors that end in one letter behind a stem: then its g and v are two of a family.

@@ -201,6 +201,7 @@ class _Group:
     g: TensorInfo | None = None
     v: TensorInfo | None = None
     beside: TensorInfo | None = None
+    weakness: tuple[str, str] | None = None  # where a weight of its module is normalized
 
     @property
     def is_whole(self) -> bool:
@@ -227,6 +228,8 @@ class _Others:
 
     def leaves(self, group: _Group) -> bool:
         """Whether a group is no part of a layer of several kinds, nor a half of it that stands alone."""
+        if not (self.asked or self.left):
+            return True
         mine = (self.asked.get(group.weight), None if group.is_whole else self.left.get(group.weight))
         halves = {half.name for half in (group.g, group.v) if half is not None}
         return not any(layer and halves <= {part.name for part in layer.tensors} for layer in mine)
@@ -242,26 +245,30 @@ class _Others:
         return f"fold {option('kinds', ','.join(layer.rule.kinds))} takes the whole stack" if layer else ""
 
 
+#: Modules of more tensors are looked through once; others, which may be very many, when they are asked for.
+_FEW = 16
+
+
 class _There:
     """The tensors of a state dict: by name, by module, and in groups."""
 
     def __init__(self, infos: Iterable[TensorInfo], parametrized: Mapping[str, tuple[str, ...]]) -> None:
         self.parametrized = parametrized
         self.names = {info.name: info for info in infos}
-        self.modules: dict[str, Module] = {}
+        self.owned: dict[str, list[TensorInfo]] = {}
         self.groups: dict[tuple[str, str], _Group] = {}
         for info in self.names.values():
-            owner = owner_of(info.name)
-            if owner not in self.modules:
-                self.modules[owner] = Module()
-            self.modules[owner].add(info.name[len(owner) :], info)
+            self.owned.setdefault(owner_of(info.name), []).append(info)
             for scheme in SCHEMES:
                 if scheme.may_have(info.name):
                     self._take(scheme, info)
+        self.large = {owner: Module(infos, owner) for owner, infos in self.owned.items() if len(infos) > _FEW}
+        for group in self.groups.values():
+            group.weakness = self._weakness(group, has_layer=True)
         self.normalized = {
             owner_of(group.weight)
             for group in self.groups.values()
-            if not is_bias(group.param) and group.is_whole and self.weakness(group, has_layer=True) is None
+            if group.is_whole and group.weakness is None and not is_bias(group.param)
         }
 
     def _take(self, scheme: Scheme, info: TensorInfo) -> None:
@@ -269,7 +276,9 @@ class _There:
             pattern: re.Pattern[str] = getattr(scheme, part)
             if match := pattern.fullmatch(info.name):
                 weight = match["owner"] + match["param"]
-                group = self.groups.setdefault((scheme.form, weight), _Group(scheme, weight))
+                group = self.groups.get((scheme.form, weight))
+                if group is None:
+                    group = self.groups[scheme.form, weight] = _Group(scheme, weight)
                 if getattr(group, part) is None:
                     setattr(group, part, info)
 
@@ -284,19 +293,21 @@ class _There:
     def module_of(self, group: _Group) -> Module:
         """The tensors of the module that has the weight."""
         owner = owner_of(group.weight)
-        return self.modules[owner] if owner in self.modules else Module()
+        return self.large.get(owner) or Module(self.owned.get(owner, ()), owner)
 
     def is_of_family(self, group: _Group, info: TensorInfo) -> bool:
         """Whether a tensor is one of several of the family of a weight, and no part of spectral norm."""
         owner = owner_of(group.weight)
         return info.name[len(owner) :] in self.module_of(group).family_of(group.param)
 
-    def weakness(self, group: _Group, *, has_layer: bool | None = None) -> tuple[str, str] | None:
+    def weakness(self, group: _Group) -> tuple[str, str] | None:
         """What speaks against a whole group; see ``weakness_of``."""
+        is_beside = owner_of(group.weight) in self.normalized
+        return group.weakness if is_beside else self._weakness(group, has_layer=False)
+
+    def _weakness(self, group: _Group, *, has_layer: bool) -> tuple[str, str] | None:
         if group.g is None or group.v is None:
             return None
-        if has_layer is None:
-            has_layer = owner_of(group.weight) in self.normalized
         return weakness_of(
             group.scheme, group.param, group.g, group.v, self.module_of(group), has_layer=has_layer
         )

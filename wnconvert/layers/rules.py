@@ -14,6 +14,7 @@ from wnconvert.tensors.tree import Dim, Shape, rows_of
 
 __all__ = [
     "BIAS",
+    "DIVISOR",
     "ORIGINAL",
     "AffineBefore",
     "EpsAt",
@@ -27,6 +28,7 @@ __all__ = [
     "NormBefore",
     "NormBehind",
     "Operation",
+    "Over",
     "Rule",
     "Spectral",
     "SpectralStep",
@@ -42,6 +44,8 @@ __all__ = [
 ORIGINAL = "original"
 #: The role of the magnitudes of weight norm.
 G = "g"
+#: The role of the tensor whose rows have the norms that another is divided by.
+DIVISOR = "divisor"
 #: The role of the bias that a layer has; a norm that is folded into the layer is folded into it too.
 BIAS = "bias"
 
@@ -205,6 +209,31 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
+class Over:
+    """w·scale/‖d‖ by rows (``dim`` None: of all), d another tensor of w's shape, the norm with a ``guard``.
+
+    With ``squares`` d holds squares: the norm is √Σd. With ``gain`` each row is multiplied by its g, too.
+    It is what exporters leave of weight norm that store g·v, or v², beside a norm that the graph computes.
+    """
+
+    kind: ClassVar[str] = "quotient"
+    dim: Dim
+    guard: Guard | None = None
+    squares: bool = False
+    gain: bool = False
+    scale: Fraction = Fraction(1)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """d, and g where it is."""
+        return (DIVISOR,) + (G,) * self.gain
+
+    def norms(self, shape: Shape) -> int:
+        """Number of norms of a weight of that shape."""
+        return rows_of(shape, self.dim)
+
+
+@dataclass(frozen=True, slots=True)
 class Equalized:
     """scale·w: an equalized learning rate."""
 
@@ -290,7 +319,17 @@ class AffineBefore:
 #: What stands beside the layer, and is folded into its weight and its bias.
 Neighbour: TypeAlias = NormBehind | NormBefore | AffineBefore
 Operation: TypeAlias = (
-    Mask | Norm | Spectral | SpectralStep | UnitVector | Stored | Standardize | Unit | Equalized | Neighbour
+    Mask
+    | Norm
+    | Spectral
+    | SpectralStep
+    | UnitVector
+    | Stored
+    | Standardize
+    | Unit
+    | Over
+    | Equalized
+    | Neighbour
 )
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from glob import escape
 
 from wnconvert.layers.conventions import (
@@ -140,7 +141,7 @@ class Layer:
 
         Where its form divides by a norm with an eps, that is ``eps``, or the one that its framework takes.
         """
-        return cls(name, form, Rule((norm_of(form, dim, eps),)), {ORIGINAL: v, G: g})
+        return cls(name, form, _rule_of(form, dim, eps), {ORIGINAL: v, G: g})
 
     @property
     def original(self) -> TensorInfo:
@@ -219,6 +220,12 @@ class Layer:
     def with_halves(self, g: TensorInfo, v: TensorInfo) -> Layer:
         """The layer with another pair, and without a note."""
         return replace(self, parts={ORIGINAL: v, G: g}, note="")
+
+
+@lru_cache(maxsize=256)
+def _rule_of(form: str, dim: Dim, eps: float | None) -> Rule:
+    """The rule of the pairs of a form: one object for any number of layers."""
+    return Rule((norm_of(form, dim, eps),))
 
 
 def is_pair(layer: Layer) -> bool:

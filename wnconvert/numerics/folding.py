@@ -73,11 +73,11 @@ class Folding:
         Without ``room`` it is valid until this thread folds again.
         """
         room = room or self._spare
+        make: Callable[[Block, Array], None] | None = None
         # The arithmetic is never set around a yield: the caller keeps its own handling of errors.
-        with arithmetic():
-            make = self._maker()
         for block in self.source.blocks():
             with arithmetic():
+                make = make or self._maker()
                 make(block, w := room(block))
             yield block, w
 

@@ -51,6 +51,11 @@ class Format(NamedTuple):
     digits: int
     least: int
 
+    @property
+    def largest(self) -> float:
+        """The largest value that is finite."""
+        return math.ldexp(1 - 2.0**-self.digits, self.beyond.numerator.bit_length() - 1)
+
     def value(self, code: int) -> Fraction:
         """The magnitude of a code; for that of infinity, the value that would come next."""
         if code >= self.inf:

@@ -71,7 +71,7 @@ class RowPolicy:
         >>> RowPolicy().making("float32").wider, RowPolicy().making("float16").wider
         (<Wider.NEVER: 3>, <Wider.BY_OPTION: 1>)
         """
-        return self if dtype == "float16" else replace(self, wider=Wider.NEVER)
+        return self if dtype == "float16" or self.wider is Wider.NEVER else replace(self, wider=Wider.NEVER)
 
     def problems(self, report: RowReport) -> tuple[Problem, ...]:
         """The problems of a folded layer under this policy."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from wnconvert.onnx.file.tensors import CODES
 from wnconvert.onnx.fractions import as_fractions, to_odd
 from wnconvert.onnx.graph.plan import Evaluation
 from wnconvert.onnx.graph.weights import EVALUATED, QUOTIENTS, EvaluatedWeight, RunWeight
+from wnconvert.onnx.rowed import cut_in_rows
 from wnconvert.onnx.slices import Slices, UnreachableError
 from wnconvert.plan.layout import Evaluate
 from wnconvert.tensors.blocks import Array
@@ -40,7 +42,7 @@ _MOVES = frozenset(
 _DECIDES = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual Not And Or Sign Mod".split())
 #: So many float32 are multiplied and divided within the range of float64.
 _MOST_FACTORS = 6
-#: As fractions so many elements take seconds, and half a GiB.
+#: As fractions so many elements, which are not made row by row, take seconds, and half a GiB.
 _MOST_EXACT = 1 << 20
 _FLOATS = {CODES[name]: DTYPES[name] for name in FOLDABLE}
 _DOUBLE = CODES["float64"]
@@ -88,19 +90,24 @@ def _planned(slices: Slices, weight: RunWeight) -> EvaluatedWeight:
         raise _NotEvaluatedError("its size is not known before it is computed")
     for node in model.graph.node:
         _check(node, types)
-    needed = sum(each.size for each in types.values())
-    if needed > _MOST_BYTES:
-        size = f"{needed / (1 << 30):.1f} GiB in float64, and at most {_MOST_BYTES >> 30} GiB is taken"
-        raise _NotEvaluatedError(f"its values would take {size}")
     dtype = _FLOATS.get(types[output].code)
     if dtype is None:
         raise _NotEvaluatedError("it is made of whole numbers")
     _check_digits(model, types, dtype)
     parts = tuple((name, each.tensor) for name, each in cut.fed.items() if each.tensor is not None)
-    roundings = _roundings(model, types, dtype)
+    roundings, rows = _roundings(model, types, dtype), None
+    if roundings is not None:
+        rows = cut_in_rows(model, {name: each.shape for name, each in types.items()})
+    needed = sum(each.size for each in types.values())
+    if rows is None and needed > _MOST_BYTES:
+        size = f"{needed / (1 << 30):.1f} GiB in float64, and at most {_MOST_BYTES >> 30} GiB is taken"
+        raise _NotEvaluatedError(f"its values would take {size}")
+    if rows is None and max(each.size for each in types.values()) > 8 * _MOST_EXACT:
+        roundings = None
     lifted = _lifted(model, types)
     _evaluator(lifted)
-    work = Evaluate(lifted, parts, dtype, f"weight {weight.name}", roundings)
+    along = tuple((rows or {}).items())
+    work = Evaluate(lifted, parts, dtype, f"weight {weight.name}", roundings, along)
     return EvaluatedWeight(weight.name, weight.made, weight.operators, types[output].shape, work)
 
 
@@ -117,25 +124,54 @@ def evaluated(model: bytes, parts: Mapping[str, Array]) -> Array:
     return array
 
 
-def quotients(model: bytes, parts: Mapping[str, Array], dtype: DType, roundings: int) -> Array:
+def quotients(
+    model: bytes,
+    parts: Mapping[str, Array],
+    dtype: DType,
+    roundings: int,
+    rows: Mapping[str, int] = MappingProxyType({}),
+) -> Array:
     """The same of quotients and products: of each element the cast to ``dtype`` is the correctly rounded.
 
     Each of the ``roundings`` is within 2⁻⁵³ of its result. Where both ends of that interval round alike, the
     element is settled; the others are computed as fractions. Where something is divided by 0 on the way there
-    is none, and what float64 makes stands.
+    is none, and what float64 makes stands. ``rows`` are the parts that have an axis of rows, if each row of
+    the result is made of those; then fractions are computed of the rows that need them alone.
     """
-    made = evaluated(model, parts)
+    made = _repeated(evaluated(model, parts), parts, rows)
     spread = (roundings + 1) * 2.0**-53
     with np.errstate(all="ignore"):
         low, high = (cast(made * (1 + part), dtype.name) for part in (-spread, spread))
         doubtful = (low != high) & np.isfinite(made)
     if doubtful.any():
-        exact = as_fractions(model, parts)[doubtful]
+        exact = _in_fractions(model, parts, rows, doubtful)
         made[doubtful] = [
             to_odd(each) if isinstance(each, Fraction) else was
             for each, was in zip(exact, made[doubtful], strict=True)
         ]
     return made
+
+
+def _repeated(made: Array, parts: Mapping[str, Array], rows: Mapping[str, int]) -> Array:
+    """What was made of so many rows of its parts; if these are all alike, one was made."""
+    count = next((parts[name].shape[axis] for name, axis in rows.items()), None)
+    if count is None or len(made) == count:
+        return made
+    return np.broadcast_to(made, (count, *made.shape[1:])).copy()
+
+
+def _in_fractions(
+    model: bytes, parts: Mapping[str, Array], rows: Mapping[str, int], doubtful: Array
+) -> Sequence[Any]:
+    """The elements in doubt as fractions, in their order."""
+    if not rows:
+        return list(as_fractions(model, parts)[doubtful])
+    at = np.flatnonzero(doubtful.reshape(len(doubtful), -1).any(axis=1))
+    some = {
+        name: np.take(part, at, axis=rows[name]) if name in rows else part for name, part in parts.items()
+    }
+    exact = _repeated(as_fractions(model, some), some, rows)
+    return list(exact[doubtful[at]])
 
 
 def _evaluator(model: bytes) -> Any:
@@ -178,10 +214,16 @@ def _alone(model: bytes, fed: Mapping[str, Constant]) -> Any:
 
 
 def _types(model: Any) -> dict[str, _Type]:
-    """The types of all values of a model whose sizes follow from those of its inputs."""
+    """The types of all values of a model whose sizes follow from those of its inputs.
+
+    Raises ``_NotEvaluatedError`` for a model in which onnx finds none.
+    """
     from onnx import shape_inference
 
-    graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    try:
+        graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    except shape_inference.InferenceError as error:  # an operator without an opset, types that cannot be
+        raise _NotEvaluatedError("onnx cannot tell the types of its values") from error
     found = {each.name: _Type(each.data_type, tuple(each.dims)) for each in graph.initializer}
     for port in (*graph.input, *graph.value_info, *graph.output):
         kind = port.type.tensor_type
@@ -222,9 +264,7 @@ def _check_digits(model: Any, types: Mapping[str, _Type], dtype: DType) -> None:
 
 
 def _roundings(model: Any, types: Mapping[str, _Type], dtype: DType) -> int | None:
-    """How many steps of quotients and products round, in float64; None for other arithmetic, or too much."""
-    if any(each.size > 8 * _MOST_EXACT for each in types.values()):
-        return None
+    """How many steps of quotients and products round, in float64; None for other arithmetic."""
     if any(each.code == _DOUBLE for each in (_Type(CODES[dtype.name], ()), *types.values())):
         return None
     factors: dict[str, int] = {}  # how many stored numbers are multiplied in a value, at most

@@ -212,7 +212,8 @@ class Evaluate:
     """A tensor that an ONNX ``model`` (its bytes) makes of ``parts``, each an input of it, in float64.
 
     It is rounded once, to ``dtype``. If all of its arithmetic are quotients and products, of which so many
-    ``roundings`` round in float64, it is correctly rounded.
+    ``roundings`` round in float64, it is correctly rounded. ``rows`` are the parts that have an axis of rows,
+    if each row of it is made of those: then it is made some rows at a time.
     """
 
     model: bytes = field(repr=False)
@@ -220,6 +221,7 @@ class Evaluate:
     dtype: DType
     where: str = field(default="", compare=False)
     roundings: int | None = None
+    rows: tuple[tuple[str, int], ...] = ()
 
     @property
     def reads(self) -> Iterable[StoredTensor]:

@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+#: The evidence that proves nothing.
+_UNPROVEN = ("names", "said")
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """The change of one layer: ``before`` and ``after`` are its pairs, or None for a plain weight.
@@ -98,7 +102,7 @@ class PlannedLayer(LayerRow):
     @property
     def unproven(self) -> bool:
         """Whether nothing but names or the user's word says that it computes the same."""
-        return self.grade in ("names", "said")
+        return self.grade in _UNPROVEN
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data; docs/json.md documents it."""
@@ -314,7 +318,7 @@ class Plan(Shown):
 
     def doubted(self) -> Plan:
         """The plan with a note on the layers of which nothing but names, or the user's word, tells."""
-        doubted = [row for row in self.layers if row.unproven]
+        doubted = [change.row(path) for path, change in self.changes if change.layer.grade in _UNPROVEN]
         grades = Counter(row.grade for row in doubted)
         notes = [
             f"{counted(grades[grade], 'layer')} {why}, unproven: wnconvert check proves it"

@@ -303,7 +303,7 @@ class EvaluateConstant:
 
     name: str
     shape: Shape
-    work: Evaluate
+    work: Evaluate | FoldLayer
     kept: ClassVar[None] = None
     layer: ClassVar[None] = None
     is_tensor: ClassVar[bool] = True

@@ -129,7 +129,8 @@ class Source:
             tensor = self._placed(tensor)
         if not tensor.is_contiguous:
             return _Gathered(self, tensor, kind)
-        start, size, shard = tensor.data.start, dtype.itemsize, tensor.data.shard
+        its, size = tensor.data, dtype.itemsize
+        start, shard = its.start, its.shard
 
         def read(block: Block) -> Array:
             data = self.chunk(ByteRange(start + block.start * size, (block.stop - block.start) * size, shard))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TypeVar
 
 from wnconvert.tensors.blocks import processors
@@ -29,6 +30,7 @@ class Workers:
         self, threads: int | None, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
         self.threads = threads or min(processors(), 4)
+        self.is_told = threads is not None
         self.progress = progress
         self.done = self.total = 0
         self.expected = False
@@ -41,33 +43,50 @@ class Workers:
         self.expected = True
 
     def each(
-        self, work: Callable[[int], T], sizes: Mapping[int, int], order: Iterable[int] | None = None
+        self,
+        work: Callable[[int], T],
+        sizes: Mapping[int, int],
+        order: Iterable[int] | None = None,
+        quick: Collection[int] = (),
     ) -> dict[int, T]:
         """The results of ``work`` by job, given the bytes of each. Raises the first error of any thread.
 
-        The jobs are begun in some ``order``; without one, the largest first.
+        The jobs are begun in some ``order``; without one, the largest first, and the ``quick`` ones, which
+        take less time than threads that wait for each other, by this thread alone, behind the others. Where
+        the user says how many threads there are, all of them share all jobs.
         """
         if not self.expected:
             self.total += sum(sizes.values())
         # The largest first, so that no thread is left with a large one at the end.
-        waiting = iter(sorted(sizes, key=lambda job: -sizes[job]) if order is None else order)
+        ranked = sorted(sizes, key=lambda job: -sizes[job]) if order is None else list(order)
+        mine = frozenset(quick if order is None and not self.is_told else ())
+        shared = [job for job in ranked if job not in mine]
+        alone = (job for job in ranked if job in mine)
+        waiting = iter(shared)
         results: dict[int, T] = {}
 
-        def take() -> int | None:
-            with self.lock:
-                return next(waiting, None)
+        def taken() -> Iterator[int]:
+            while True:
+                with self.lock:
+                    job = next(waiting, None)
+                if job is None:
+                    return
+                yield job
 
-        def work_off() -> None:
+        def work_off(jobs: Iterable[int]) -> None:
             try:
-                while not self.errors and (job := take()) is not None:
+                for job in jobs:
+                    if self.errors:
+                        break
                     results[job] = work(job)
             except BaseException as error:  # noqa: BLE001 - raised below, if it is the first one
                 self.errors.append(error)
 
-        others = [threading.Thread(target=work_off) for _ in range(min(self.threads, len(sizes)) - 1)]
+        count = min(self.threads, len(shared)) - 1
+        others = [threading.Thread(target=work_off, args=(taken(),)) for _ in range(count)]
         try:
             del others[_started(others) :]  # with fewer, where the system starts no more
-            work_off()
+            work_off(chain(taken(), alone))
             for thread in others:
                 thread.join()
         except BaseException as error:  # noqa: BLE001 - Ctrl-C while waiting; raised below

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -53,14 +54,7 @@ class DType:
 
     def numpy(self) -> np.dtype[Any]:
         """The numpy dtype of a foldable dtype (bfloat16 comes from ml_dtypes)."""
-        import numpy as np  # `--help` must not pay for numpy
-
-        if self.name == "bfloat16":
-            import ml_dtypes
-
-            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-            return bfloat16
-        return np.dtype(self.name)
+        return _numpy_of(self.name)
 
     def elements(self) -> np.dtype[Any]:
         """The numpy dtype that elements are read as: ``numpy()`` of a foldable dtype, else raw bytes.
@@ -68,12 +62,23 @@ class DType:
         >>> dtype_named("float16").elements(), dtype_named("int16").elements()
         (dtype('float16'), dtype('V2'))
         """
-        import numpy as np
-
-        return self.numpy() if self.foldable else np.dtype(f"V{self.itemsize}")
+        return _numpy_of(self.name if self.foldable else f"V{self.itemsize}")
 
     def __str__(self) -> str:
         return self.name
+
+
+@cache
+def _numpy_of(name: str) -> np.dtype[Any]:
+    """The numpy dtype of this name, which is asked for with every tensor."""
+    import numpy as np  # `--help` must not pay for numpy
+
+    if name == "bfloat16":
+        import ml_dtypes
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    return np.dtype(name)
 
 
 # The dtypes that can be folded, each with the dtypes whose every value it holds. float16 and bfloat16

@@ -83,6 +83,15 @@ def test_a_file_folds_to_safetensors(name: str, tmp_path: Path) -> None:
     assert compare(FIXTURES / name, out, options.get("exclude", [])) == count == len(result.plan.layers)
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".npz"])
+def test_a_file_without_a_tensor_becomes_no_file_of_another_kind(suffix: str, tmp_path: Path) -> None:
+    (path := tmp_path / "a.safetensors").write_bytes(safetensors.torch.save({}))
+    with pytest.raises(ArgumentError, match=r"there is no tensor in it that an? .* file could hold"):
+        fold_file(path, tmp_path / f"b{suffix}", verify=True)
+    assert fold_file(path, tmp_path / "b.safetensors", copy=True, verify=True).output
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
 @pytest.mark.parametrize("name", sorted(set(LAYERS) - set(ONE_STATE_DICT)))
 def test_several_state_dicts_are_no_safetensors_file_until_one_is_chosen(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"

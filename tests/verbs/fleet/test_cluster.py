@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -97,10 +99,13 @@ def test_what_is_there_is_not_replaced_by_a_cluster_either(
     assert there.read_bytes() == b"mine"
 
 
-def test_where_no_scheduler_answers_that_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://", "none"])
+def test_where_no_scheduler_answers_that_is_said_and_no_thread_is_left(tmp_path: Path, address: str) -> None:
     put(tmp_path / "in")
-    with pytest.raises(InputError, match=r"tcp://127\.0\.0\.1:1: no scheduler of dask answers there"):
-        [*fold_files([tmp_path / "in" / "*"], cluster="tcp://127.0.0.1:1")]
+    threads = threading.active_count()
+    with pytest.raises(InputError, match=rf"{re.escape(address)}: no scheduler of dask answers there"):
+        [*fold_files([tmp_path / "in" / "*"], cluster=address)]
+    assert threading.active_count() == threads
     assert not list(tmp_path.glob("in/*.folded.*"))
 
 

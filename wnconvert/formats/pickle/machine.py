@@ -92,10 +92,9 @@ def _reason(error: Exception, kind: type[FormatError]) -> str:
 
 
 # The operations that most of a checkpoint is made of.
-_BINPUT, _BINGET, _BININT1, _BINUNICODE = (
-    OPCODES[name] for name in ("BINPUT", "BINGET", "BININT1", "BINUNICODE")
-)
-_MEMOIZE, _TUPLE, _TUPLE2, _REDUCE = (OPCODES[name] for name in ("MEMOIZE", "TUPLE", "TUPLE2", "REDUCE"))
+_BINPUT, _MEMOIZE, _BINGET = (OPCODES[name] for name in ("BINPUT", "MEMOIZE", "BINGET"))
+_BININT1, _BINUNICODE, _BINPERSID = (OPCODES[name] for name in ("BININT1", "BINUNICODE", "BINPERSID"))
+_MARK, _TUPLE, _TUPLE2, _REDUCE = (OPCODES[name] for name in ("MARK", "TUPLE", "TUPLE2", "REDUCE"))
 _PUTS = frozenset({_BINPUT, OPCODES["LONG_BINPUT"]})
 _TEXTS = frozenset({_BINUNICODE, OPCODES["SHORT_BINUNICODE"]})
 _CONSTANTS: dict[int, Value] = {
@@ -136,8 +135,7 @@ class _Machine:
                 used[code] = 1
                 spent += costs[code]
                 if code in puts:
-                    index = data[at] if code == _BINPUT else _U4(data, at)[0]
-                    at += 1 if code == _BINPUT else 4
+                    index, at = (data[at], at + 1) if code == _BINPUT else (_U4(data, at)[0], at + 4)
                     if index == len(memo):
                         memo.append(stack[-1])
                     else:
@@ -175,6 +173,11 @@ class _Machine:
                     stack.append(items)
                 elif code in _CONSTANTS:
                     stack.append(_CONSTANTS[code])
+                elif code == _MARK and len(below) < MAX_MARKS:
+                    below.append(stack)
+                    self.stack = stack = []
+                elif code == _BINPERSID:
+                    self.persistent(stack.pop())
                 else:
                     self.at, self.spent = at, spent
                     self.other(code)
@@ -263,16 +266,8 @@ class _Machine:
             raise IndexError
         self.stack[-count:] = [items]
 
-    def tuple_of_mark(self, _: Value) -> None:
-        items, self.stack = self.stack, self.below.pop()
-        self.stack.append(tuple(items))
-
     def dict_of_mark(self, _: Value) -> None:
         self.push(Dict(_paired(self.to_mark())))
-
-    def call(self, _: Value) -> None:
-        args = self.stack.pop()
-        self.stack[-1] = Object("REDUCE", self.stack[-1], args)
 
     def new_object(self, _: Value) -> None:
         args = self.stack.pop()
@@ -340,6 +335,7 @@ def _paired(items: list[Value]) -> list[tuple[Value, Value]]:
     return list(zip(items[::2], items[1::2], strict=True))
 
 
+#: What is not done in the loop itself.
 _OPS: dict[str, Callable[[_Machine, Value], object]] = {
     "PROTO": _Machine.proto,
     "FRAME": lambda m, arg: None,
@@ -351,16 +347,13 @@ _OPS: dict[str, Callable[[_Machine, Value], object]] = {
     "PUT": _Machine.put,
     "BINPUT": _Machine.put,
     "LONG_BINPUT": _Machine.put,
-    "MEMOIZE": lambda m, arg: m.put(len(m.memo)),
     "GET": lambda m, arg: m.push(m.got(arg)),
     "BINGET": lambda m, arg: m.push(m.got(arg)),
     "LONG_BINGET": lambda m, arg: m.push(m.got(arg)),
     "STRING": lambda m, arg: m.push(Latin1(arg)),
     "BINSTRING": lambda m, arg: m.push(Latin1(arg)),
     "SHORT_BINSTRING": lambda m, arg: m.push(Latin1(arg)),
-    "TUPLE": _Machine.tuple_of_mark,
     "TUPLE1": lambda m, arg: m.tuple_of(1),
-    "TUPLE2": lambda m, arg: m.tuple_of(2),
     "TUPLE3": lambda m, arg: m.tuple_of(3),
     "EMPTY_LIST": lambda m, arg: m.push([]),
     "LIST": lambda m, arg: m.push(list(m.to_mark())),
@@ -375,14 +368,12 @@ _OPS: dict[str, Callable[[_Machine, Value], object]] = {
     "FROZENSET": lambda m, arg: m.push(Set(m.to_mark(), frozen=True)),
     "GLOBAL": _Machine.globally,
     "STACK_GLOBAL": _Machine.stack_global,
-    "REDUCE": _Machine.call,
     "NEWOBJ": _Machine.new_object,
     "NEWOBJ_EX": _Machine.new_object_ex,
     "OBJ": _Machine.object_of_mark,
     "INST": _Machine.instance,
     "BUILD": _Machine.build,
     "PERSID": _Machine.persistent,
-    "BINPERSID": lambda m, arg: m.persistent(m.stack.pop()),
     "EXT1": lambda m, arg: m.push(Extension(arg)),
     "EXT2": lambda m, arg: m.push(Extension(arg)),
     "EXT4": lambda m, arg: m.push(Extension(arg)),

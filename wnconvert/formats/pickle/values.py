@@ -182,7 +182,8 @@ def levels(root: Value) -> Iterator[list[Value]]:
         yield level
         below: list[Value] = []
         for value in level:
-            for child in children(value):
+            kind = type(value)
+            for child in value if kind is tuple or kind is list else children(value):
                 kind = type(child)
                 if kind not in compound or id(child) in seen:
                     continue

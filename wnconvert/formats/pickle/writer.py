@@ -31,8 +31,9 @@ _BATCH = 1000  # items between a MARK and its APPENDS or SETITEMS, as Python's p
 def dump(root: Value, protocol: int, substitute: Callable[[Value], Value] = lambda value: value) -> bytes:
     """Write ``root`` as a pickle of ``protocol`` (0 is written as 1: its text forms hold no storages).
 
-    ``substitute`` is called with each tuple, list and node as it is about to be written and returns what to
-    write in its place, or the value itself; references to the same node stay references to one node.
+    ``substitute`` is called with each node, and each tuple and list that is not empty, as it is about to be
+    written and returns what to write in its place, or the value itself; references to the same node stay
+    references to one node.
 
     >>> import pickle
     >>> pickle.loads(dump(Dict([("epoch", 3)]), 2))
@@ -101,10 +102,25 @@ class _Writer:
             else:
                 compound(item)
         out += b"."
+        self.memo.clear()  # it takes more than the pickle, of which there are two for a moment
         return [*self.runs, bytes(out)]
 
     def then(self, *steps: Any) -> None:
-        self.todo += steps[::-1]
+        """Write these next: at once up to the first that has parts, and is not known yet."""
+        last = len(steps) - 1
+        for at, step in enumerate(steps):
+            kind = type(step)
+            if kind in _WAYS:
+                _WAYS[kind](self, step)
+            elif kind is _Opcodes:
+                self.out += step
+            elif (index := self.memo.get(id(step))) is not None:
+                self.recall(index)
+            elif kind is FunctionType and at == last:  # else what it puts to be done would be done too late
+                step()
+            else:
+                self.todo += steps[at:][::-1]
+                return
 
     def remember(self, value: Value) -> None:
         index = self.memo[id(value)] = self.count
@@ -156,12 +172,15 @@ class _Writer:
             ) + encoded
 
     def compound(self, original: Value) -> None:
+        index = self.memo.get(id(original))
+        if index is not None:
+            self.recall(index)
+            return
+        if original == ():  # one object wherever it stands
+            self.out += b")"
+            return
         value = self.replaced.get(id(original))
         if value is None:
-            index = self.memo.get(id(original))
-            if index is not None:
-                self.recall(index)
-                return
             value = self.substitute(original)
             if value is not original:
                 self.replaced[id(original)] = value

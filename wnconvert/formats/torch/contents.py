@@ -340,9 +340,11 @@ def _find(root: Value, is_tensor: Callable[[Value], bool], held: int) -> tuple[C
             branches.append((place, value))
         below = []
         for last, direct, item in _children(value):
+            if not isinstance(item, (tuple, list, Dict, Object)) or read_tensor(item):
+                continue
             if is_array(item):
                 has_arrays = True
-            elif isinstance(item, (tuple, list, Dict, Object)) and not read_tensor(item):
+            else:
                 below.append((_Place(place, last), direct, item))
         todo += reversed(below)
     _check_paths(states)

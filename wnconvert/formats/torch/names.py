@@ -82,13 +82,13 @@ class Dangers:
 
     def look_at(self, value: Value) -> None:
         """Find what a value names or calls itself; what lies deeper is another value."""
-        giver = None
-        if isinstance(value, Extension):
+        giver, kind = None, type(value)
+        if kind is Extension:
             self._found.add(_shown(value))
-        elif isinstance(value, Object) and not _makes_data(value):
+        elif kind is Object and not _makes_data(value):
             giver = value.callee if _gives_what_is_there(value) else None
             self._found.update(_in_change(value) if giver else _in_call(value))
-        for child in children(value):
+        for child in value if kind is tuple else children(value):
             if type(child) is Global and child is not giver and not _is_harmless(child):
                 self._found.add(child.dotted)
 

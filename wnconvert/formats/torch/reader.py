@@ -14,7 +14,7 @@ from functools import cached_property
 from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.machine import CutShortError
 from wnconvert.formats.pickle.reader import load, records_below
-from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value
+from wnconvert.formats.pickle.values import Object, Pickle, Value
 from wnconvert.formats.torch.archives import PREFIX, content_of, read_saved, too_long
 from wnconvert.formats.torch.arrays import HeldArrays, is_array, read_array
 from wnconvert.formats.torch.contents import Contents, FoundStateDict, find_contents
@@ -84,7 +84,7 @@ class TorchFile:
     def arrays(self) -> HeldArrays:
         """The NumPy arrays of the state dicts, whose bytes stand behind the files."""
         values = (value for state in self.contents.state_dicts for _, value in state.items)
-        return HeldArrays.of(values, self.files)
+        return HeldArrays.of((value for value in values if read_tensor(value) is None), self.files)
 
     def stored(self, name: str, record: TensorRecord) -> StoredTensor:
         """A tensor record as a view of bytes of the file."""
@@ -332,9 +332,9 @@ def _storages_of(values: Iterable[Value]) -> dict[str, Storage]:
     """The storages by their keys. Raises ``FormatError`` for one that is told in two ways: readers differ."""
     storages: dict[str, Storage] = {}
     for value in values:
-        if isinstance(value, PersistentId) and (storage := read_storage(value)) is not None:
+        if (storage := read_storage(value)) is not None:
             first = storages.setdefault(storage.key, storage)
-            if (first.dtype, first.numel) != (storage.dtype, storage.numel):
+            if first is not storage and (first.dtype, first.numel) != (storage.dtype, storage.numel):
                 raise FormatError(
                     f"its storage {storage.key} is said to be {_told(first)}, and {_told(storage)}",
                     fix="save it again",

@@ -8,7 +8,7 @@ spellings: ``torch/_utils.py`` (``_rebuild_tensor_v2`` and friends), ``torch/ser
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from types import NoneType
 
@@ -85,11 +85,12 @@ class TensorRecord:
 
 def read_storage(value: Value) -> Storage | None:
     """The storage that a persistent id names, or None for any other value."""
-    if not isinstance(value, PersistentId):
+    if type(value) is not PersistentId:
         return None
-    if value.meaning is None:
-        value.meaning = _storage(value.pid) or _NOTHING
-    return value.meaning if isinstance(value.meaning, Storage) else None
+    meaning = value.meaning
+    if meaning is None:
+        meaning = value.meaning = _storage(value.pid) or _NOTHING
+    return meaning if type(meaning) is Storage else None
 
 
 def forget(value: Value) -> None:
@@ -129,11 +130,12 @@ def read_tensor(value: Value) -> TensorRecord | None:
     Understands ``_rebuild_tensor``, ``_rebuild_tensor_v2``, ``_rebuild_tensor_v3`` and the
     ``_rebuild_parameter`` around them. Raises ``FormatError`` where such a record makes no sense.
     """
-    if not isinstance(value, Object):
+    if type(value) is not Object:
         return None
-    if value.meaning is None:
-        value.meaning = _tensor(value) or _NOTHING
-    return value.meaning if isinstance(value.meaning, TensorRecord) else None
+    meaning = value.meaning
+    if meaning is None:
+        meaning = value.meaning = _tensor(value) or _NOTHING
+    return meaning if type(meaning) is TensorRecord else None
 
 
 def _tensor(value: Object) -> TensorRecord | None:
@@ -168,7 +170,7 @@ def is_rebuilt(value: Value) -> bool:
     )
 
 
-_TENSORS = tuple(f"torch._utils._rebuild_tensor{suffix}" for suffix in ("", "_v2", "_v3"))
+_TENSORS = frozenset(f"torch._utils._rebuild_tensor{suffix}" for suffix in ("", "_v2", "_v3"))
 # A tensor of a subclass, or with attributes: how it is rebuilt, its class, the arguments of that, its state.
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -179,11 +181,12 @@ def _core(value: Value) -> Object | None:
     for _ in range(3):
         if not isinstance(value, Object) or value.op != "REDUCE" or not isinstance(value.args, tuple):
             return None
-        if value.is_call_of(*_TENSORS) and len(value.args) >= 4:
+        called = value.callee.dotted if isinstance(value.callee, Global) else ""
+        if called in _TENSORS and len(value.args) >= 4:
             return value
-        if value.is_call_of(_FROM_TYPE) and len(value.args) == 4:
+        if called == _FROM_TYPE and len(value.args) == 4:
             value = Object("REDUCE", value.args[0], value.args[2])
-        elif value.is_call_of(*_PARAMETERS) and value.args:
+        elif called in _PARAMETERS and value.args:
             value = value.args[0]
         else:
             return None
@@ -250,10 +253,11 @@ def with_storage(
     core = _core(value)
     if core is None:
         raise TypeError("not a tensor record")
-    made = replace(core, args=(storage, offset, tuple(shape), tuple(strides), *core.args[4:]))
+    callee, args = core.callee, (storage, offset, tuple(shape), tuple(strides), *core.args[4:])
     if core.is_call_of("torch._utils._rebuild_tensor_v3"):
         # v3 exists for dtypes without a storage class; a foldable dtype is spelled in v2.
-        made = replace(made, callee=Global("torch._utils", "_rebuild_tensor_v2"), args=made.args[:6])
+        callee, args = Global("torch._utils", "_rebuild_tensor_v2"), args[:6]
+    made = Object(core.op, callee, args, core.kwargs, core.changes)
     if core is value:
         return made
     _, cls, _, state = value.args

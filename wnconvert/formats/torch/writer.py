@@ -74,18 +74,19 @@ def _pickled(
 ) -> tuple[list[bytes | Unwritten], list[NewRecord]]:
     """The new pickle, and the storages that it names."""
     editor = _Editor(source, tree)
-    root = editor.root(plan)
+    root, edits, protocol = editor.root(plan), editor.edits, editor.protocol
+    del editor  # what else it knows takes as much
     archive = _Storages(source)
     dangers = Dangers()
 
     def written(value: Value) -> Value:
-        made = editor.edited(value)
-        if isinstance(made, PersistentId):
+        made = edits.get(id(value), value)
+        if type(made) is PersistentId:
             made = archive.take(made)
         dangers.look_at(made)
         return made
 
-    runs = dump_around(root, editor.protocol, written)
+    runs = dump_around(root, protocol, written)
     if dangers.names:
         raise OutputError(
             f"the file names {listed(dangers.names, 6)}, which could run something where it is loaded",
@@ -276,17 +277,22 @@ class _Editor:
                 f"{info.name} is {info.dtype}, which a torch file cannot hold", fix="-o OUT.safetensors"
             )
         key = (id(value), item.work) if value is not None else (item.work,)
-        if key not in self.made and is_array(value):
+        made = self.made.get(key)
+        if made is None:
+            made = self.made[key] = self._made(value, item)
+        return made
+
+    def _made(self, value: Value, item: MadeTensor) -> Value:
+        """The record of a new tensor, like ``value`` where there is one."""
+        info = item.info
+        if is_array(value):
             making = _Making(item.work, info.nbytes)
-            self.made[key] = with_content(value, making, info.dtype, info.shape, self.protocol)
-        if key not in self.made:
-            storage = _storage(item.work, info.nbytes, info.dtype, item.like.location, info.numel)
-            strides = contiguous_strides(info.shape)
-            if value is None:
-                self.made[key] = tensor_record(storage, 0, info.shape, strides, info.dtype)
-            else:
-                self.made[key] = with_storage(value, storage, 0, info.shape, strides)
-        return self.made[key]
+            return with_content(value, making, info.dtype, info.shape, self.protocol)
+        storage = _storage(item.work, info.nbytes, info.dtype, item.like.location, info.numel)
+        strides = contiguous_strides(info.shape)
+        if value is None:
+            return tensor_record(storage, 0, info.shape, strides, info.dtype)
+        return with_storage(value, storage, 0, info.shape, strides)
 
     def _shaped(self, value: Value, shape: Shape, stored: StoredTensor) -> Value:
         """The same elements of the same storage in another shape; two names of one tensor stay that."""

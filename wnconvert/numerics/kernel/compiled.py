@@ -25,6 +25,8 @@ _LANES = 32
 #: Elements that are worked on at a time, and slabs that are added side by side: as in ``rows.c``.
 _RUN, _NARROW = 512, 256
 _FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
+#: The same by numpy's dtypes, whose names take long to be made.
+_OF_DTYPES = {FLOAT_FORMATS[name].dtype: code for name, code in _FORMATS.items()}
 
 
 def compiled_kernel() -> Kernel:
@@ -127,17 +129,19 @@ class _Compiled:
 
 def _plain(array: Array) -> Array:
     """An array as the library reads it: contiguous, in the order of bytes of this machine."""
+    if array.flags.c_contiguous and array.dtype.isnative:
+        return array
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def _block(values: Array) -> tuple[int, ...]:
     """A block as the library's functions take it."""
-    return _FORMATS[values.dtype.name], values.ctypes.data, *values.shape
+    return _OF_DTYPES[values.dtype], values.ctypes.data, *values.shape
 
 
 def _run(values: Array) -> tuple[int, ...]:
     """Values of any shape, as the library's functions take them."""
-    return _FORMATS[values.dtype.name], values.ctypes.data, values.size
+    return _OF_DTYPES[values.dtype], values.ctypes.data, values.size
 
 
 def _longest(slabs: int, rows: int, inner: int) -> int:

@@ -280,7 +280,7 @@ class Alone:
         self.is_narrow = source.way is not accurate_sums
         self.tally = RowTally()
         form = FLOAT_FORMATS[out]
-        self.large = float(form.value(form.inf - 1)) * 0.99
+        self.large = form.largest * 0.99
         self.common = Common.odd(1.0)
         self.needs_all = True
 

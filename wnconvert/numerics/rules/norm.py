@@ -21,7 +21,7 @@ from wnconvert.numerics.wide import WideFactors
 from wnconvert.tensors.blocks import Floats, RowValues
 from wnconvert.tensors.dtypes import dtype_named
 
-__all__ = ["NormScale"]
+__all__ = ["NormScale", "largest_of"]
 
 
 #: What makes a row of v itself its product, but not as if a midpoint were near: see ``kernel.plain``.
@@ -31,11 +31,13 @@ _AS_IT_IS = 1 + 2.0**-40
 class NormScale:
     """From the sums of rows and their g to factors, for one fold; odd rows are counted in ``tally``.
 
-    ``keeps``: a row whose g is its rounded norm is v itself, in v's own dtype.
+    ``keeps``: a row whose g is its rounded norm is v itself, in v's own dtype. ``summed`` are the rows whose
+    norms divide those of the ``source``, which are these themselves.
     """
 
     def __init__(self, source: RowSource, g: RowValues, out: str, *, keeps: bool) -> None:
         self.source = source
+        self.summed = source
         self.g = g
         self.out = out
         self.is_narrow = source.way is not accurate_sums
@@ -43,8 +45,8 @@ class NormScale:
         self.may_keep = (
             keeps and out == source.dtype and dtype_named(g.dtype).holds(dtype_named(source.dtype))
         )
-        form, own = FLOAT_FORMATS[out], FLOAT_FORMATS[g.dtype]
-        self.large = float(form.value(form.inf - 1)) * 0.99
+        own = FLOAT_FORMATS[g.dtype]
+        self.large = largest_of(out)
         # A g that is the rounded norm is next to it: within half a unit, which is more for subnormal numbers.
         self.near = 2.0**-own.digits * 1.01
         self.small = math.ldexp(1.0, own.least + own.digits)
@@ -66,7 +68,7 @@ class NormScale:
 
     def sums(self) -> Sums:
         """The sums of all rows, in a reading of their own."""
-        return self.source.sums()
+        return self.summed.sums()
 
     def divisors(self, sums: Sums) -> Sums:
         """The squares of what rows are divided by."""
@@ -74,7 +76,7 @@ class NormScale:
 
     def rungs(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on the square of what a row is divided by; ``sums[at]`` is the sum so far."""
-        return self.source.ladder(row, sums, at)
+        return self.summed.ladder(row, sums, at)
 
     def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on the square of a row's factor."""
@@ -96,10 +98,11 @@ class NormScale:
         g, first = self.g.at(rows), rows.start
         divisors = self.divisors(sums)
         root, steps = divisors.root(), _steps(divisors)
-        size = np.abs(g)
+        size = self.sizes(divisors, g, rows)
         factor = g / root
         plain = np.maximum.reduce(size) < self.large and np.minimum.reduce(divisors.high) > 0
-        odd = None if plain and np.maximum.reduce(divisors.high) < math.inf else self._odd(divisors, g, first)
+        is_plain = plain and np.maximum.reduce(divisors.high) < math.inf
+        odd = None if is_plain else self._odd(divisors, g, size, first)
         upper = factor * (1 + steps * UNIT)
         if self.may_keep and (
             np.minimum.reduce(np.abs(factor - 1)) <= self.near or np.minimum.reduce(size) < self.small
@@ -114,7 +117,8 @@ class NormScale:
         """Factors for ``wide_products``; with ``tell``, odd rows are counted."""
         g, first = self.g.at(rows), rows.start
         divisors = self.divisors(sums)
-        zero, nonfinite = divisors.high == 0, ~(np.isfinite(g) & np.isfinite(divisors.high))
+        size = self.sizes(divisors, g, rows)
+        zero, nonfinite = divisors.high == 0, ~_are_finite(divisors, g, size)
         kept = self._kept(sums, g, first) if self.may_keep else np.zeros(len(g), bool)
         mantissa, exponent = np.frexp(g)
         mantissa = mantissa / divisors.root()
@@ -125,21 +129,25 @@ class NormScale:
             # 2^±900 times any v but 0 is out of range, as the exact product would be.
             exponent = np.clip(exponent, -900, 900)
         if tell:
-            self._odd(divisors, g, first)
+            self._odd(divisors, g, size, first)
             self.tally.add("kept", kept, first)
-        large = ~nonfinite & (np.abs(g) >= self.large)
+        large = ~nonfinite & (size >= self.large)
         exact = kept | nonfinite | zero
         factors = WideFactors(mantissa, exponent, _steps(divisors), exact, large, nonfinite)
         return self.common.on_wide(factors) if self.common else factors
 
-    def _odd(self, divisors: Sums, g: Floats, first: int) -> NDArray[np.bool_]:
+    def sizes(self, _divisors: Sums, g: Floats, _rows: slice) -> Floats:
+        """No element of a row becomes larger than that."""
+        return np.abs(g)
+
+    def _odd(self, divisors: Sums, g: Floats, size: Floats, first: int) -> NDArray[np.bool_]:
         """The rows without factors of the narrow kind, which are counted but for too large ones."""
         zero = divisors.high == 0
-        finite = np.isfinite(g) & np.isfinite(divisors.high)
+        finite = _are_finite(divisors, g, size)
         self.tally.add("zero", zero, first)
         self.tally.add("zero_with_g", zero & (g != 0), first)
         self.tally.add("nonfinite", ~finite, first)
-        odd: NDArray[np.bool_] = zero | ~finite | (np.abs(g) >= self.large)
+        odd: NDArray[np.bool_] = zero | ~finite | (size >= self.large)
         return odd
 
     def _kept(self, sums: Sums, g: Floats, first: int) -> NDArray[np.bool_]:
@@ -147,6 +155,18 @@ class NormScale:
         norm = round_norms(self.divisors(sums), lambda at: self.rungs(first + at, sums, at), self.g.dtype, g)
         kept: NDArray[np.bool_] = (norm == g) & np.isfinite(g) & np.isfinite(sums.high) & (sums.high != 0)
         return kept
+
+
+def largest_of(out: str) -> float:
+    """What is less than the largest number of a dtype, by more than it may be off."""
+    return FLOAT_FORMATS[out].largest * 0.99
+
+
+def _are_finite(divisors: Sums, g: Floats, size: Floats) -> NDArray[np.bool_]:
+    """The rows without NaN and infinities; that of zeros has no size."""
+    sized = np.isfinite(size) | (divisors.high == 0)
+    finite: NDArray[np.bool_] = np.isfinite(g) & np.isfinite(divisors.high) & sized
+    return finite
 
 
 def _steps(sums: Sums) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import refuse_large
 from wnconvert.layers.rules import (
+    DIVISOR,
     ORIGINAL,
     AffineBefore,
     Equalized,
@@ -24,6 +25,7 @@ from wnconvert.layers.rules import (
     NormBefore,
     NormBehind,
     Operation,
+    Over,
     Rule,
     Spectral,
     SpectralStep,
@@ -147,6 +149,30 @@ def _unit(operation: Unit, stage: Stage, _parts: RuleParts) -> Stage:
     _refuse_second(operation, stage.scale, stage.common)
     source = stage.source(operation.dim, *_wide_if_far(operation.scale), *_wide_by(operation.guard))
     return replace(stage, scale=GuardedScale.of_one(source, operation.scale, operation.guard, stage.out))
+
+
+@applied.register
+def _over(operation: Over, stage: Stage, parts: RuleParts) -> Stage:
+    from wnconvert.numerics.rules.computed.guarded import GuardedScale
+    from wnconvert.numerics.rules.computed.over import OverScale, SquareSource
+
+    _refuse_second(operation, stage.scale, stage.common)
+    divisor, g = parts[DIVISOR], parts["g"].rows() if operation.gain else None
+    if divisor.shape != stage.shape:
+        raise LayerError(f"divisor {divisor.shape} does not fit original {stage.shape}")
+    numbers = (*_wide_if_far(operation.scale), *_wide_by(operation.guard), *([g.dtype] if g else []))
+    source = stage.source(operation.dim, divisor.name, *numbers)
+    beside = replace(stage, read=divisor.read, dtype=divisor.name)
+    kind = SquareSource if operation.squares else RowSource
+    summed = kind(*beside.rows(operation.dim, stage.dtype, *numbers))
+    if g is None:
+        one = GuardedScale.of_one(source, operation.scale, None, stage.out)
+        scale = OverScale(source, summed, one.g, one.exact, operation.guard, stage.out)
+    elif g.count != source.count:
+        raise LayerError(f"g {g.shape} does not fit original {stage.shape} along dim {operation.dim}")
+    else:
+        scale = OverScale(source, summed, g, None, operation.guard, stage.out)
+    return replace(stage, scale=scale)
 
 
 @applied.register

@@ -74,7 +74,7 @@ def _is_no_end(most: float, dtype: DType) -> bool:
     if not dtype.foldable:
         return False
     form = FLOAT_FORMATS[dtype.name]
-    return most >= float(form.value(form.inf - 1))
+    return most >= form.largest
 
 
 def _chosen(inputs: _Inputs, _: _Settings) -> Monomial | None:

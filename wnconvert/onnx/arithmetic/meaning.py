@@ -12,15 +12,29 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations, permutations, product
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Guard, GuardAt, Mask, Norm, Operation, Rule, Spectral, Unit
+from wnconvert.layers.rules import (
+    DIVISOR,
+    ORIGINAL,
+    G,
+    Guard,
+    GuardAt,
+    Mask,
+    Norm,
+    Operation,
+    Over,
+    Rule,
+    Spectral,
+    Unit,
+)
 from wnconvert.onnx.arithmetic.products.monomials import (
     ADDED,
     LARGER,
     VALUE,
     Factor,
     Monomial,
+    in_one_piece,
     laid_out,
     leaf,
     multiplied,
@@ -34,7 +48,7 @@ from wnconvert.onnx.arithmetic.products.powers import guarded, numbers_in, power
 from wnconvert.onnx.arithmetic.products.sums import matrix_product, summed
 from wnconvert.tensors.tree import Dim, Shape
 
-__all__ = ["Meaning", "meaning_of"]
+__all__ = ["Meaning", "meaning_of", "quotient_of"]
 
 
 #: Which tensor (by number) has each role of a rule.
@@ -61,6 +75,7 @@ class Meaning:
 
 #: The shapes of tensors, by their numbers.
 _Shapes: TypeAlias = Sequence[Shape]
+_ShapeOf: TypeAlias = Callable[[int], Shape]
 
 
 def meaning_of(
@@ -74,33 +89,43 @@ def meaning_of(
     the rule, or else numbers in it. Of w·m either may be the mask: ``is_original`` says which tensors have
     names of an original by a rule.
     """
-    own = sorted(tensor_numbers(monomial.factors))
-    places = {number: place for place, number in enumerate(own)}
-    told = replace(monomial, factors=retold(monomial.factors, places))
-    found = [
-        (
-            Meaning(rule, tuple((role, own[place]) for role, place in tensors)),
-            replace(original, tensor=own[original.tensor]),
-        )
-        for rule, tensors, original in _found(told, tuple(shapes[number] for number in own))
-    ]
+    found = _told(monomial, shapes.__getitem__, _STACKS)
     named = (one for one in found if is_original(one[1].tensor, one[0].rule))
     return next(named, found[0]) if found else None
 
 
+def quotient_of(monomial: Monomial, shape_of: _ShapeOf) -> tuple[Meaning, Factor] | None:
+    """The same of a tensor over the norms of another, which is a weight of no kind, or of any."""
+    return next(iter(_told(monomial, shape_of, _QUOTIENTS)), None)
+
+
+def _told(monomial: Monomial, shape_of: _ShapeOf, tiers: _Tiers) -> Sequence[tuple[Meaning, Factor]]:
+    """What ``_found`` finds, of the tensors by their own numbers."""
+    own = sorted(tensor_numbers(monomial.factors))
+    places = {number: place for place, number in enumerate(own)}
+    told = replace(monomial, factors=retold(monomial.factors, places))
+    return [
+        (
+            Meaning(rule, tuple((role, own[place]) for role, place in tensors)),
+            replace(original, tensor=own[original.tensor]),
+        )
+        for rule, tensors, original in _found(told, tuple(map(shape_of, own)), tiers)
+    ]
+
+
 @lru_cache(maxsize=256)
-def _found(monomial: Monomial, shapes: _Shapes) -> Sequence[tuple[Rule, _Roles, Factor]]:
+def _found(monomial: Monomial, shapes: _Shapes, tiers: _Tiers) -> Sequence[tuple[Rule, _Roles, Factor]]:
     """The rules that make a value, with their tensors and originals, of the first reading that has any.
 
     Of many layers most are alike but for the tensors, so tensors have the numbers of their places here.
     """
-    for stacks in _STACKS:
+    for stacks in tiers:
         for bare in _readings(monomial):
             found = [
                 (rule, tensors, original)
                 for original in _originals(bare)
                 for rule, tensors in _carried_out(
-                    laid_out(bare, original.axes), original.tensor, shapes, stacks
+                    in_one_piece(laid_out(bare, original.axes)), original.tensor, shapes, stacks
                 )
             ]
             if found:
@@ -134,24 +159,23 @@ def _originals(monomial: Monomial) -> Iterator[Factor]:
     """The factors that may be the original: those with an axis along each atom."""
     every = range(sum(map(len, monomial.dims)))
     for factor, exponent in monomial.factors:
-        whole = exponent == 1 and factor.kind == VALUE and all(len(axis) < 2 for axis in factor.axes)
-        if whole and sorted(factor.atoms) == list(every):
+        if exponent == 1 and factor.kind == VALUE and sorted(factor.atoms) == list(every):
             yield factor
 
 
 def _carried_out(
-    value: Monomial, original: int, shapes: _Shapes, stacks: Sequence[tuple[_Found, ...]]
+    value: Monomial, original: int, shapes: _Shapes, stacks: Sequence[_Stack]
 ) -> Iterator[tuple[Rule, _Roles]]:
     """The rules of some stacks that make a value of the tensor ``original``, whose axes are its dims."""
     others, numbers = tensor_numbers(value.factors) - {original}, numbers_in(value.factors)
     for stack in stacks:
-        names = [role for kind in stack for role in kind.roles]
+        names = [role for kind in stack for role in _ROLES[kind]]
         if len(names) != len(others):
             continue
         for order in permutations(sorted(others)):
             tensors = dict(zip(names, order, strict=True))
             choices = (
-                _CHOICES[kind](shapes[original], [shapes[tensors[role]] for role in kind.roles], value)
+                _CHOICES[kind](shapes[original], [shapes[tensors[role]] for role in _ROLES[kind]], value)
                 for kind in stack
             )
             for chosen in product(*choices):
@@ -203,6 +227,23 @@ def _units(original: Shape, _: Sequence[Shape], value: Monomial) -> Sequence[Uni
     return [Unit(dim, guard, value.number) for guard in guards for dim in dims]
 
 
+def _overs(original: Shape, shapes: Sequence[Shape], value: Monomial) -> Sequence[Over]:
+    """Over all axes, or all but one, of a tensor of that shape; with a g, along each axis that it fits."""
+    divisor, *g = shapes
+    if divisor != original or not any(exponent < 0 for _, exponent in value.factors):
+        return []
+    if g:
+        dims, scale = [norm.dim for norm in _norms(original, g, value) if norm.guard is None], Fraction(1)
+    else:
+        dims, scale = [None, *(axis for axis, size in enumerate(original) if size > 1)], value.number
+    return [
+        Over(dim, guard, squares, bool(g), scale)
+        for guard in (None, *_guards(value))
+        for dim in dims
+        for squares in (False, True)
+    ]
+
+
 def _guards(value: Monomial) -> Iterator[Guard]:
     """The guards of the norms that a value is divided by."""
     for factor, exponent in value.factors:
@@ -246,9 +287,23 @@ def _unit(unit: Unit, value: Monomial) -> Monomial | None:
     return multiplied(made, scale) if made is not None and scale is not None else None
 
 
+def _over(over: Over, value: Monomial, divisor: Monomial, g: Monomial | None = None) -> Monomial | None:
+    squares = divisor if over.squares else power(divisor, Fraction(2))
+    made = _divided_by_root(value, squares, over.dim, over.guard)
+    kept = [size if axis == over.dim else 1 for axis, size in enumerate(value.shape)]
+    factor = regrouped(g, kept) if g is not None else ones((), over.scale)
+    return multiplied(made, factor) if made is not None and factor is not None else None
+
+
 def _direction(value: Monomial, dim: Dim, guard: Guard | None) -> Monomial | None:
     """A value divided by its norm, with a guard or without."""
-    squares = power(value, Fraction(2))
+    return _divided_by_root(value, power(value, Fraction(2)), dim, guard)
+
+
+def _divided_by_root(
+    value: Monomial, squares: Monomial | None, dim: Dim, guard: Guard | None
+) -> Monomial | None:
+    """A value divided by the root of a sum by rows, with a guard or without."""
     others = [axis for axis in range(len(value.dims)) if axis != dim]
     total = summed(squares, others, keepdims=True) if squares is not None else None
     if total is not None and guard is not None:
@@ -264,7 +319,7 @@ def _direction(value: Monomial, dim: Dim, guard: Guard | None) -> Monomial | Non
     return multiplied(value, inverse) if inverse is not None else None
 
 
-def _divided(spectral: Spectral, value: Monomial, u: Monomial, v: Monomial) -> Monomial | None:
+def _divided_by_sigma(spectral: Spectral, value: Monomial, u: Monomial, v: Monomial) -> Monomial | None:
     dim = spectral.dim or 0
     moved = transposed(value, (dim, *(axis for axis in range(len(value.dims)) if axis != dim)))
     rows = value.shape[dim]
@@ -282,29 +337,46 @@ def _divided(spectral: Spectral, value: Monomial, u: Monomial, v: Monomial) -> M
 _APPLIED: dict[type[Operation], Callable[..., Monomial | None]] = {
     Mask: _masked,
     Norm: _normed,
-    Spectral: _divided,
+    Spectral: _divided_by_sigma,
+    Over: _over,
     Unit: _unit,
 }
 
 
-_Found: TypeAlias = type[Mask] | type[Norm] | type[Spectral] | type[Unit]
-_CHOICES: dict[_Found, Callable[[Shape, Sequence[Shape], Monomial], Sequence[Operation]]] = {
-    Mask: _masks,
-    Norm: _norms,
-    Spectral: _spectrals,
-    Unit: _units,
+#: The kinds of operations that are looked for: a quotient without g, and one with it, are two.
+_Kind: TypeAlias = Literal["mask", "norm", "spectral", "unit", "over", "g over"]
+_Stack: TypeAlias = tuple[_Kind, ...]
+_Tiers: TypeAlias = tuple[tuple[_Stack, ...], ...]
+
+_CHOICES: Mapping[_Kind, Callable[[Shape, Sequence[Shape], Monomial], Sequence[Operation]]] = {
+    "mask": _masks,
+    "norm": _norms,
+    "spectral": _spectrals,
+    "unit": _units,
+    "over": _overs,
+    "g over": _overs,
+}
+#: The tensors that each needs beside the original, by their roles.
+_ROLES: Mapping[_Kind, tuple[str, ...]] = {
+    "mask": Mask.roles,
+    "norm": Norm.roles,
+    "spectral": Spectral.roles,
+    "unit": Unit.roles,
+    "over": (DIVISOR,),
+    "g over": (DIVISOR, G),
 }
 
 #: The operations that are looked for together, innermost first; unit rows only where it is nothing else.
-_STACKS: tuple[Sequence[tuple[_Found, ...]], ...] = (
+_STACKS: _Tiers = (
     (
-        (Norm,),
-        (Mask,),
-        (Spectral,),
-        (Mask, Norm),
-        (Mask, Spectral),
-        (Norm, Spectral),
-        (Mask, Norm, Spectral),
+        ("norm",),
+        ("mask",),
+        ("spectral",),
+        ("mask", "norm"),
+        ("mask", "spectral"),
+        ("norm", "spectral"),
+        ("mask", "norm", "spectral"),
     ),
-    ((Unit,), (Mask, Unit)),
+    (("unit",), ("mask", "unit")),
 )
+_QUOTIENTS: _Tiers = ((("over",), ("g over",)),)

@@ -9,6 +9,8 @@ import numpy as np
 
 from wnconvert.layers.rules import BIAS, ORIGINAL, NormBehind, Rule
 from wnconvert.layers.schemes import Layer, Refused, owner_of
+from wnconvert.onnx.arithmetic.known import HALF_DTYPES
+from wnconvert.onnx.arithmetic.meaning import quotient_of
 from wnconvert.onnx.file.model import Model, Node
 from wnconvert.onnx.graph.computed import GraphLayer, Weight, computed_layers, why_unfit
 from wnconvert.onnx.graph.index import Index, ValueId, index_of, unique_name
@@ -17,7 +19,7 @@ from wnconvert.onnx.graph.values import Leaf, Symbols, symbolic_values
 from wnconvert.onnx.graph.views import View, weight_view
 from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["GraphLayers", "KnownLayer", "find_graph_layers"]
+__all__ = ["GraphLayers", "KnownLayer", "find_graph_layers", "quotient_at"]
 
 
 #: The most nodes between a number and a vector of it.
@@ -39,7 +41,7 @@ class GraphLayers:
 
     ``others`` are the layers that need another kind than those that were asked for, ``stay`` the norms with
     running statistics that fold into no layer. ``known`` are all of these layers by the stored tensors that
-    they start from.
+    they start from, ``symbols`` what the model computes of its stored tensors.
     """
 
     layers: tuple[GraphLayer, ...]
@@ -47,6 +49,7 @@ class GraphLayers:
     others: tuple[Layer, ...] = ()
     stay: tuple[Stays, ...] = ()
     known: Mapping[ValueId, KnownLayer] = field(default_factory=dict)
+    symbols: Symbols = field(default=Symbols((), (), {}), compare=False, repr=False)
 
 
 def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> GraphLayers:
@@ -85,7 +88,26 @@ def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> Gra
     }
     known |= {start: KnownLayer(no.name, rule, no.reason) for start, rule, no in computed.refused}
     refused = tuple(no for *_, no in computed.refused)
-    return GraphLayers(tuple(layers), refused, left, tuple(stay), known)
+    return GraphLayers(tuple(layers), refused, left, tuple(stay), known, symbols)
+
+
+def quotient_at(model: Model, index: Index, symbols: Symbols, value: ValueId) -> View | None:
+    """A value that is a stored tensor over the norms of another's rows, as a layout of that tensor.
+
+    None if it is something else, or of tensors that a caller may replace or that cannot be read.
+    """
+    known = symbols.known.get(value)
+    if known is None or known.monomial is None or (known.coarse and known.dtype.name not in HALF_DTYPES):
+        return None
+    found = quotient_of(known.monomial, lambda number: symbols.leaves[number].info.shape)
+    if found is None:
+        return None
+    meaning, original = found
+    leaves = {role: symbols.leaves[number] for role, number in meaning.tensors}
+    if any(why_unfit(model, index, leaf) is not None for leaf in leaves.values()):
+        return None
+    parts = {role: leaf.stored for role, leaf in leaves.items()}
+    return weight_view(known.monomial.dims, original, meaning.rule, parts, known.dtype)
 
 
 @dataclass(frozen=True, slots=True)

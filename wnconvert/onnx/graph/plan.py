@@ -18,9 +18,10 @@ from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.computed import INLINE, GraphLayer
 from wnconvert.onnx.graph.edits import fold_edits
 from wnconvert.onnx.graph.index import Index, ValueId, index_of, removal
-from wnconvert.onnx.graph.layers import GraphLayers, KnownLayer, find_graph_layers
+from wnconvert.onnx.graph.layers import GraphLayers, KnownLayer, find_graph_layers, quotient_at
 from wnconvert.onnx.graph.views import NoCodesError, codes_in
 from wnconvert.onnx.graph.weights import EVALUATED, EvaluatedWeight, RunWeight, weights_at_run
+from wnconvert.plan.layout import FoldLayer
 from wnconvert.plan.plan import Change, ComputedWeight, Plan, PlannedConstant, PlannedStateDict
 from wnconvert.plan.selection.wanted import check_refused, check_selection, idle_excludes
 from wnconvert.plan.steps import Bias, EvaluateConstant, Fold, Keep, Step
@@ -94,7 +95,7 @@ def plan_onnx(
     index = index_of(model)
     at_run = _at_run(model, index, found, layers)
     names = [*(item.layer.name for item in found.layers), *(no.name for no in found.refused)]
-    chosen = _Chosen(index, found, selection, evaluation, constants=constants)
+    chosen = _Chosen(model, index, found, selection, evaluation, constants=constants)
     names += [weight.name for weight in at_run if chosen.may_be_evaluated(weight)]
     check_selection(selection, names)
     check_refused({"": [no for no in found.refused if selection.wants(no.name)]}, "folded")
@@ -137,7 +138,7 @@ def weights_left(model: Model, found: GraphLayers) -> tuple[ComputedWeight, ...]
     ``found`` are the layers of some kinds. No tensor is read.
     """
     index = index_of(model)
-    chosen = _Chosen(index, found, Selection(), None)
+    chosen = _Chosen(model, index, found, Selection(), None)
     at_run = _at_run(model, index, found, found.layers)
     return chosen.among(at_run, {item.layer.name for item in found.layers})[1]
 
@@ -145,7 +146,7 @@ def weights_left(model: Model, found: GraphLayers) -> tuple[ComputedWeight, ...]
 def weights_computed(model: Model, found: GraphLayers) -> tuple[ComputedWeight, ...]:
     """The same of a model as it is, of which no layer is folded."""
     index = index_of(model)
-    chosen = _Chosen(index, found, Selection(), None, "nothing folded it yet")
+    chosen = _Chosen(model, index, found, Selection(), None, "nothing folded it yet")
     return chosen.among(_at_run(model, index, found, ()), ())[1]
 
 
@@ -168,6 +169,7 @@ class _Chosen:
     ``unwanted`` says why a layer of a kind that was asked for is not folded.
     """
 
+    model: Model
     index: Index
     found: GraphLayers
     selection: Selection
@@ -177,8 +179,21 @@ class _Chosen:
 
     def may_be_evaluated(self, weight: RunWeight) -> bool:
         """Whether a weight of no rule is evaluated if that can be done."""
-        by_itself = weight.is_quotient and Norm.kind in self.selection.kinds
+        by_itself = Norm.kind in self.selection.kinds and self.is_quotient(weight)
         return self.evaluation is not None and (self.constants or by_itself)
+
+    def is_quotient(self, weight: RunWeight) -> bool:
+        """Whether a weight is a quotient of stored tensors, or of one and the norms of another."""
+        return weight.is_quotient or self.over_norms(weight) is not None
+
+    def over_norms(self, weight: RunWeight) -> EvaluatedWeight | None:
+        """A weight that is a stored tensor over the norms of another's rows; None if it is none."""
+        view = quotient_at(self.model, self.index, self.found.symbols, weight.made)
+        if view is None:
+            return None
+        work = view.work(f"weight {weight.name}")
+        assert isinstance(work, FoldLayer)  # noqa: S101 - nothing is rounded to codes on its way
+        return EvaluatedWeight(weight.name, weight.made, weight.operators, view.original.info.shape, work)
 
     def among(
         self, at_run: Sequence[RunWeight], folded: Collection[str]
@@ -215,8 +230,8 @@ class _Chosen:
         elif not reason and not self.selection.wants(weight.name):
             reason = f"{option('layers')} and {option('exclude')} leave it out"
         elif not reason and self.evaluation is not None:
-            made = self.evaluation(weight)
-            if isinstance(made, EvaluatedWeight) and (self.constants or made.work.roundings is not None):
+            made = self.over_norms(weight) or self.evaluation(weight)
+            if isinstance(made, EvaluatedWeight) and (self.constants or made.is_exact):
                 return made
             if isinstance(made, EvaluatedWeight):
                 reason, fix = _NO_RULE, _CONSTANTS
@@ -227,7 +242,7 @@ class _Chosen:
 
     def unasked(self, weight: RunWeight) -> tuple[str, str]:
         """Why a weight that could be evaluated is not, and what does it."""
-        if not weight.is_quotient:
+        if not self.is_quotient(weight):
             return _NO_RULE, _CONSTANTS
         if Norm.kind not in self.selection.kinds:
             return _OTHER_KIND, f"{option('kinds', Norm.kind)} folds it"
@@ -237,7 +252,8 @@ class _Chosen:
         """Why a weight can be folded in no way; nothing if it may be evaluated."""
         if weight.flow:
             return f"{weight.flow} decides at every run what it is"
-        if strange := [op for op in weight.operators if op not in EVALUATED]:
+        strange = [op for op in weight.operators if op not in EVALUATED]
+        if strange and self.over_norms(weight) is None:
             return f"{_NO_RULE}, and {strange[0]} is not evaluated"
         if isinstance(self.index.scopes[self.index.roots[weight.made[0]]], OnnxFunction):
             return f"{_NO_RULE}, and a function computes it ({INLINE})"
@@ -263,8 +279,8 @@ class _Chosen:
 
 def _constant(weight: EvaluatedWeight) -> PlannedConstant:
     path, _ = weight.made
-    exact = weight.work.roundings is not None
-    return PlannedConstant(path, weight.name, weight.operators, weight.shape, str(weight.work.dtype), exact)
+    dtype = str(weight.work.dtype)
+    return PlannedConstant(path, weight.name, weight.operators, weight.shape, dtype, weight.is_exact)
 
 
 def _in_codes(

@@ -13,7 +13,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, Standardize, Unit
+from wnconvert.layers.rules import (
+    DIVISOR,
+    ORIGINAL,
+    Mask,
+    Norm,
+    Operation,
+    Over,
+    Rule,
+    Spectral,
+    Standardize,
+    Unit,
+)
 from wnconvert.onnx.arithmetic.products.monomials import Dims, Factor
 from wnconvert.onnx.file.model import OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId
@@ -61,6 +72,8 @@ def weight_view(
 
     None if no strides describe it, or if an axis that ``rule`` names is not an axis of it.
     """
+    if any(len(axis) > 1 for axis in original.axes):
+        return _cut_view(dims, original, rule, parts, dtype)
     axis_of = {axis[0]: number for number, axis in enumerate(original.axes) if axis}
     places: list[tuple[int, ...]] = []
     at = 0
@@ -76,6 +89,43 @@ def weight_view(
     return View(Rule(operations), tuple({**parts, **laid}.items()), dtype)
 
 
+def _cut_view(
+    dims: Dims, original: Factor, rule: Rule, parts: Mapping[str, StoredTensor], dtype: DType
+) -> View | None:
+    """The layout of a weight in which axes of its original are cut, as if it were stored in that shape."""
+    sizes = [size for dim in dims for size in dim]
+    cut = [tuple(sizes[atom] for atom in axis) or (1,) for axis in original.axes]
+    firsts = [sum(map(len, cut[:axis])) for axis in range(len(cut))]
+
+    def moved(operation: Operation) -> Operation:
+        match operation:
+            case Norm(dim=int(dim)) | Spectral(dim=int(dim)) | Unit(dim=int(dim)) | Over(dim=int(dim)):
+                if len(cut[dim]) > 1:
+                    raise _NoViewError  # rows that are cut are no axis
+                return replace(operation, dim=firsts[dim])
+        return operation
+
+    axes = iter(atom for axis in original.axes for atom in axis)
+    finer = tuple((next(axes),) if size > 1 else () for axis in cut for size in axis)
+    try:
+        turned = Rule(tuple(map(moved, rule.operations)))
+    except _NoViewError:
+        return None
+    whole = {role: _finer(part, cut) for role, part in parts.items() if role in (ORIGINAL, DIVISOR, "mask")}
+    return weight_view(dims, replace(original, axes=finer), turned, {**parts, **whole}, dtype)
+
+
+def _finer(stored: StoredTensor, cut: Sequence[Sequence[int]]) -> StoredTensor:
+    """The same elements with each axis cut in parts of these sizes."""
+    strides = [
+        stride * inner
+        for stride, sizes in zip(stored.strides, cut, strict=True)
+        for inner in contiguous_strides(tuple(sizes))
+    ]
+    shape = tuple(size for sizes in cut for size in sizes)
+    return replace(stored, info=replace(stored.info, shape=shape), strides=tuple(strides))
+
+
 class _NoViewError(Exception):
     """A layout that no strides describe."""
 
@@ -83,7 +133,7 @@ class _NoViewError(Exception):
 def _turned(operation: Operation, shape: Shape, places: Sequence[tuple[int, ...]]) -> Operation:
     """The operation with its dim as an axis of a layout."""
     match operation:
-        case Norm(dim=int(dim)):
+        case Norm(dim=int(dim)) | Over(dim=int(dim)):
             # One norm for all is that of the whole tensor.
             return replace(operation, dim=_place(dim, places) if shape[dim] != 1 else None)
         case Spectral(dim=int(dim)):
@@ -108,6 +158,8 @@ def _along(rule: Rule, shape: Shape, parts: Mapping[str, StoredTensor]) -> Itera
         match operation:
             case Mask():
                 yield "mask", parts["mask"]
+            case Over():
+                yield DIVISOR, parts[DIVISOR]
             case Spectral(dim=int(dim)):
                 yield "v", parts["v"].shaped((*shape[:dim], 1, *shape[dim + 1 :]))
 

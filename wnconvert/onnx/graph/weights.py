@@ -16,7 +16,7 @@ from typing import TypeAlias
 from wnconvert.onnx.file.model import Constant, Graph, GraphScope, Model, Node, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order, unique_name
 from wnconvert.onnx.graph.names import name_by_tensor
-from wnconvert.plan.layout import Evaluate
+from wnconvert.plan.layout import Evaluate, FoldLayer
 from wnconvert.tensors.tree import Shape
 
 __all__ = ["EVALUATED", "QUOTIENTS", "EvaluatedWeight", "RunWeight", "weights_at_run"]
@@ -112,18 +112,28 @@ class RunWeight:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedWeight:
-    """A weight that is evaluated and stored in the place of what was ``made``, in this shape."""
+    """A weight that is evaluated and stored in the place of what was ``made``, in this shape.
+
+    Rows of a tensor over the norms of another's are made as those of a layer are.
+    """
 
     name: str
     made: ValueId
     operators: tuple[str, ...]
     shape: Shape
-    work: Evaluate
+    work: Evaluate | FoldLayer
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is correctly rounded."""
+        return isinstance(self.work, FoldLayer) or self.work.roundings is not None
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
     """What is known of a value that hangs on constants alone; ``tensor`` is its largest one, of ``size``.
+
+    Of several it is one that has a name of its own, if there is one.
 
     ``floats`` says whether one of its tensors has floats, ``made`` is the value that the last operator made.
     """
@@ -138,7 +148,7 @@ class _Known:
 
     def joined(self, other: _Known) -> _Known:
         """What is known of a value that is made of both."""
-        larger = self if self.size >= other.size else other
+        larger = max(self, other, key=lambda known: (known.size, bool(name_by_tensor(known.tensor))))
         return _Known(
             tuple(dict.fromkeys((*self.operators, *other.operators))),
             larger.tensor,

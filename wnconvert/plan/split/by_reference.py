@@ -66,12 +66,13 @@ def as_named_in(like: Tree, chosen: Sequence[StateDict], renaming: Renaming) -> 
     Its own names may be these, or those from before; and either side may have wrappers around its modules.
     """
     names = {name for state in chosen for name in weights_of(state).values()}
-    seen = [_through_wrappers(like, names)]
-    if renaming:
-        states = (renamed_state(state, renaming) for state in like.state_dicts)
-        record = renamed_record(like.record, {state.path: renaming for state in like.state_dicts})
-        seen.append(_through_wrappers(replace(like, state_dicts=tuple(states), record=record), names))
-    return max(seen, key=lambda item: len(names & _names_of(item.tree)))
+    seen = _through_wrappers(like, names)
+    if not renaming:
+        return seen
+    states = (renamed_state(state, renaming) for state in like.state_dicts)
+    record = renamed_record(like.record, {state.path: renaming for state in like.state_dicts})
+    renamed = _through_wrappers(replace(like, state_dicts=tuple(states), record=record), names)
+    return max(seen, renamed, key=lambda item: len(names & _names_of(item.tree)))
 
 
 def _names_of(like: Tree) -> set[str]:
@@ -180,11 +181,11 @@ def _counterpart(state: StateDict, references: Sequence[_Reference], *, alone: b
     the same path), else the only one there is.
     """
     with_layers = [item for item in references if item.names]
-    mine = {layer.name for layer in find_layers(state, Selection()).layers} | set(state.tensors)
-    plain = {name for item in references if item.path == state.path for name in item.plain}
     for item in with_layers:
         if item.path == state.path:
             return item
+    mine = {layer.name for layer in find_layers(state, Selection()).layers} | set(state.tensors)
+    plain = {name for item in references if item.path == state.path for name in item.plain}
     for item in with_layers:
         wanted = {*(layer.name for layer in item.layers), *(no.name for no in item.refused)}
         if mine >= wanted and (alone or plain.isdisjoint(wanted)):

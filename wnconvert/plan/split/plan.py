@@ -12,6 +12,7 @@ from typing import Any
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.conventions import CONVENTIONS, norm_of
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.schemes import Layer, Refused, Selection
 from wnconvert.messages import counted, few, listed, option
@@ -65,9 +66,11 @@ def plan_split(
     draft.refuse_modules(path for path, wish in mine.items() if wish.layers)
     planned = tuple(_split(state, mine.get(state.path)) for state in draft.states)
     both = list(zip(draft.states, planned, strict=True))
-    draft.check_refused({state.path: tuple(_not_found_again(state, item)) for state, item in both})
+    again = {state.path: _found_again(state, item) for state, item in both}
+    draft.check_refused({item.path: tuple(_not_found(item, again[item.path])) for item in planned})
     more = few(note for state, item in both for note in _untied(state, item))
-    more += [note for state, item in both for note in (*needs_naming(state, item), *_needs_dim(state, item))]
+    for state, item in both:
+        more += (*needs_naming(state, item), *_needs_dim(item, again[item.path]))
     more += [note for item in planned for note in _needs_eps(item)]
     return draft.plan(
         planned,
@@ -128,10 +131,15 @@ def _split(state: StateDict, wish: SplitRequest | None) -> PlannedStateDict:
     return PlannedStateDict(state.path, tuple(steps), tuple(changes))
 
 
-def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Refused]:
+def _found_again(state: StateDict, planned: PlannedStateDict) -> FoundPairs:
+    """The layers that a fold of the output would find, if it names those that are made."""
+    names = frozenset(change.name for change in planned.changes)
+    return found_in_output(state, planned, Selection(named=names)) if names else FoundPairs((), (), (), ())
+
+
+def _not_found(planned: PlannedStateDict, found: FoundPairs) -> Iterable[Refused]:
     """The refusals of layers that a fold of the output would not find again, because of other keys."""
     layers = {change.name: change.layer for change in planned.changes}
-    found = found_in_output(state, planned, Selection(named=frozenset(layers)))
     again = {layer.name: layer for layer in found.layers}
     reasons = {no.name: no.reason for no in found.refused}
     for name, layer in layers.items():
@@ -149,12 +157,11 @@ def _is_read_otherwise(layer: Layer, again: Layer) -> bool:
     return again.dim != layer.dim and layer.g.numel != 1
 
 
-def _needs_dim(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
+def _needs_dim(planned: PlannedStateDict, found: FoundPairs) -> Iterable[str]:
     """A note on each dim of layers that are found again along another one, since their g is a vector."""
     layers = {change.name: change.layer for change in planned.changes}
-    found = found_in_output(state, planned, Selection(named=frozenset(layers))).layers if layers else ()
     dims: dict[Dim, list[str]] = {}
-    for again in found:
+    for again in found.layers:
         if again.name in layers and _is_read_otherwise(layers[again.name], again):
             dims.setdefault(layers[again.name].dim, []).append(again.name)
     for dim, names in dims.items():

@@ -102,7 +102,7 @@ def plan_counts(plan: Plan) -> str:
     keeps = [step for step in steps if step.is_tensor and step.kept is not None]
     cast = sum(step.dtype is not None for step in keeps)
     kept = sum(step.dtype is None and step.name == step.kept for step in keeps)
-    counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
+    counts = [f"{counted(len(plan.changes), 'layer')} {_DONE[plan.verb]}"]
     counts += PlannedConstant.counts(plan.constants)
     if plan.norms:
         counts.append(f"{counted(plan.norms, 'norm')} folded into them")

@@ -50,6 +50,8 @@ from wnconvert.tensors.tree import ByteRange, StoredTensor
 __all__ = ["Outcome", "Sink", "execute", "folding_of", "make_tensor", "notes_of", "outcome_of", "outcomes"]
 
 
+# Of fewer bytes these are done before another thread has begun; what is evaluated may take any time.
+_SMALL_BYTES, _QUICK = 32 << 10, (CopyBytes, Gather, Filled, FoldLayer, Norms, Directions)
 # Between two such pieces that the system copies, progress is told, and another thread's failure noticed.
 _SENT_BYTES = 32 << 20
 _U4 = struct.Struct("<I")
@@ -120,7 +122,9 @@ class _Run:
                 file.write(piece, at)
             in_order = self.target.in_order or self.source.is_far
             order = sorted(efforts, key=lambda index: blobs[index].start) if in_order else None
-            made = self.workers.each(lambda index: self.blob(file, blobs[index]), efforts, order)
+            small = (index for index, effort in efforts.items() if effort < _SMALL_BYTES)
+            quick = [index for index in small if isinstance(blobs[index].work, _QUICK)]
+            made = self.workers.each(lambda index: self.blob(file, blobs[index]), efforts, order, quick)
             file.write(memoryview(self.tail), self.layout.size - len(self.tail))
         return [
             outcome
@@ -190,10 +194,7 @@ class _Run:
         return Outcome(parts=tuple(made))
 
     def reader(self, tensor: StoredTensor) -> Read:
-        """Reads a tensor block by block, and stops if another thread failed.
-
-        The first of two passes writes nothing, so no write would notice.
-        """
+        """Reads a tensor by blocks; stops if another thread failed, which a first pass would not notice."""
         values = self.source.reader(tensor)
 
         def read(block: Block) -> Array:
@@ -280,7 +281,7 @@ class _Text:
     def put(self) -> None:
         """Write the text (BINUNICODE)."""
         text = self.content.decode("latin-1").encode()
-        self.out.put(memoryview(b"X" + struct.pack("<I", len(text)) + text))
+        self.out.put(memoryview(b"X" + _U4.pack(len(text)) + text))
 
 
 # -- the kinds of work

@@ -331,6 +331,14 @@ def _check_fits(checkpoint: Checkpoint, target: Target, request: Request) -> Non
     """Raise ``ArgumentError`` for options that do not fit the source, or the target."""
     if target.is_named:
         check_name(checkpoint, target)
+    states = checkpoint.tree.state_dicts
+    if states and not any(state.tensors for state in states) and not target.is_folder:
+        made = container_of(target.path).facts  # an empty file of another kind does not tell what it is
+        if made.family != checkpoint.container.facts.family:
+            raise ArgumentError(
+                f"there is no tensor in it that {made.noun} could hold",
+                fix=f"wnconvert inspect {request.src}",
+            )
     if target.is_folder and checkpoint.onnx:
         raise ArgumentError(f"an ONNX model is a file, and {target.path} a folder", fix="-o OUT.onnx")
     if request.max_shard_size != DEFAULT_SHARD_SIZE and not target.is_folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -209,7 +210,16 @@ def _dask(address: str) -> Iterator[_Found]:
         raise ArgumentError(
             "--cluster needs dask.distributed, which is not installed", fix=to_install("'wnconvert[dask]'")
         ) from None
+
+    async def reach() -> None:
+        client = Client(address, timeout=10, set_as_default=False, asynchronous=True)
+        try:
+            await client
+        finally:
+            await client.close()
+
     try:
+        asyncio.run(reach())  # a client that runs in a thread would leave it behind where none answers
         client = Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from tests.helpers.onnx_graphs import Build
+from tests.helpers.oracle import nearest_root
 from tests.helpers.runner import Runner
 from tests.helpers.states import output_of
 from tests.verbs.conversion.onnx.test_constants import arrays, product, write
-from wnconvert import VerifyError, export_onnx, fold_file, inspect_file
+from wnconvert import LayerError, NumbersError, VerifyError, export_onnx, fold_file, inspect_file
 from wnconvert.numerics.rounding import cast
+from wnconvert.numerics.rules.computed.over import OverScale
+from wnconvert.numerics.sums import Sums
 from wnconvert.onnx import evaluation
 from wnconvert.onnx.fractions import to_odd
 from wnconvert.onnx.graph.weights import EvaluatedWeight
@@ -240,6 +244,17 @@ def quotient(b: Build) -> str:
     return b.op("Div", stored(b, "v"), stored(b, "n"))
 
 
+def test_a_graph_whose_types_onnx_cannot_tell_is_left_with_the_reason(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx", product(quotient))
+    model = onnx.load(path)
+    model.opset_import[0].domain = "com.example"  # that of ONNX's own operators is missing
+    onnx.save(model, path)
+    plan = fold_file(path, dry_run=True)
+    assert [left.reason for left in plan.computed] == [
+        "no rule knows its arithmetic, and onnx cannot tell the types of its values"
+    ]
+
+
 #: What looks like it: products, which may be masks; quotients of something else; what is not exact.
 LEFT: dict[str, tuple[Callable[[Build], str], str]] = {
     "product": (lambda b: b.op("Mul", stored(b, "v"), stored(b, "n")), ""),
@@ -277,6 +292,139 @@ def test_what_looks_like_it_is_left(case: str, tmp_path: Path) -> None:
     assert reason in plan.computed[0].reason
 
 
+def root(b: Build, squares: str, axis: int = 1) -> str:
+    """The root of a sum by rows, to which an eps is added."""
+    return b.op("Sqrt", b.op("Add", b.reduce("ReduceSum", squares, (axis,)), b.number(1e-3)))
+
+
+def norm(b: Build, v: str, axis: int = 1) -> str:
+    return b.op("Clip", b.reduce("ReduceL2", v, (axis,)), b.number(1e-3))
+
+
+EPS = number(1e-3)
+ROWS = RNG.uniform(0.5, 2, (4, 1)).astype(np.float32)
+V = RNG.standard_normal((4, 4)).astype(np.float32)
+
+#: A tensor over norms of another, or over the roots of its sums: what it is in fractions squared, by rows.
+OVER_NORMS: dict[str, tuple[Callable[[Build], str], Callable[[Any, Any, Any], Any]]] = {
+    "u/‖v‖": (
+        lambda b: b.op("Div", stored(b, "u"), norm(b, stored(b, "v"))),
+        lambda u, v, _: u**2 / np.maximum((v**2).sum(1, keepdims=True), EPS**2),
+    ),
+    "along the other axis": (
+        lambda b: b.op("Div", stored(b, "u"), norm(b, stored(b, "v"), 0)),
+        lambda u, v, _: u**2 / np.maximum((v**2).sum(0, keepdims=True), EPS**2),
+    ),
+    "of squares that are stored": (
+        lambda b: b.op("Div", stored(b, "u"), root(b, stored(b, "v"))),
+        lambda u, v, _: u**2 / (v.sum(1, keepdims=True) + EPS),
+    ),
+    "times g": (
+        lambda b: b.op("Mul", b.op("Div", stored(b, "u"), root(b, stored(b, "v"))), b.tensor("g", ROWS)),
+        lambda u, v, g: (u * g) ** 2 / (v.sum(1, keepdims=True) + EPS),
+    ),
+    "times a number": (
+        lambda b: b.op(
+            "Mul", b.number(3), b.op("Mul", stored(b, "u"), b.op("Reciprocal", root(b, stored(b, "v"))))
+        ),
+        lambda u, v, _: 9 * u**2 / (v.sum(1, keepdims=True) + EPS),
+    ),
+    "turned": (
+        lambda b: b.op("Transpose", b.op("Div", stored(b, "u"), norm(b, stored(b, "v")))),
+        lambda u, v, _: u**2 / np.maximum((v**2).sum(1, keepdims=True), EPS**2),
+    ),
+    "its own squares beside it": (
+        lambda b: b.op("Div", b.tensor("u", V), root(b, b.tensor("v", V * V))),
+        lambda u, v, _: u**2 / (v.sum(1, keepdims=True) + EPS),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OVER_NORMS)
+def test_a_tensor_over_the_norms_of_another_is_correctly_rounded(case: str, tmp_path: Path) -> None:
+    """Of what the graph stores: it is not asked whether that is g·v, or v², of some g and v."""
+    build, square = OVER_NORMS[case]
+    proto = product(build)
+    kept = {each.name: fractions(numpy_helper.to_array(each)) for each in proto.graph.initializer}
+    result = fold_file(write(tmp_path / "m.onnx", proto), require_folded=True)
+    assert "1 evaluated weight likewise" in result.verified
+    (constant,) = result.plan.constants
+    assert constant.exact
+    squares = square(kept["u"], kept["v"], kept.get("g"))
+    expected = np.vectorize(lambda x: nearest_root(x, "float32"), otypes=[np.float32])(squares)
+    expected = np.copysign(expected, kept["u"].astype(float)).astype(np.float32)
+    weight = arrays(output_of(result))[constant.name]
+    assert weight.tobytes() == expected.tobytes()  # what only moves it stays behind it
+
+
+#: What looks like it: sums that are no roots, or of something else; a root of a root; what a caller may give.
+NOT_OVER_NORMS: dict[str, Callable[[Build], str]] = {
+    "a sum without a root": lambda b: b.op(
+        "Div", stored(b, "u"), b.op("Add", b.reduce("ReduceSum", stored(b, "v"), (1,)), b.number(1e-3))
+    ),
+    "a root of a root": lambda b: b.op("Div", stored(b, "u"), b.op("Sqrt", root(b, stored(b, "v")))),
+    "a root of the elements": lambda b: b.op(
+        "Div", stored(b, "u"), b.op("Sqrt", b.op("Add", stored(b, "v"), b.number(1)))
+    ),
+    "magnitudes": lambda b: b.op("Div", stored(b, "u"), root(b, b.op("Abs", stored(b, "v")))),
+    "times the norm": lambda b: b.op("Mul", stored(b, "u"), norm(b, stored(b, "v"))),
+    "of its own sum": lambda b: b.op("Div", stored(b, "u"), root(b, "u")),
+    "of a product": lambda b: b.op(
+        "Div", stored(b, "u"), norm(b, b.op("Mul", stored(b, "v"), stored(b, "m")))
+    ),
+    "of other rows": lambda b: b.op(
+        "Div", stored(b, "u"), norm(b, b.tensor("v", RNG.standard_normal((4, 5)).astype(np.float32)))
+    ),
+    "two norms": lambda b: b.op("Div", b.op("Div", stored(b, "u"), norm(b, stored(b, "v"))), norm(b, "v", 0)),
+    "two rows of g": lambda b: b.op(
+        "Mul",
+        b.op("Div", stored(b, "u"), norm(b, stored(b, "v"))),
+        b.op("Mul", b.tensor("g", ROWS), b.tensor("h", ROWS)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_OVER_NORMS)
+def test_what_is_over_no_norm_is_left(case: str, tmp_path: Path) -> None:
+    plan = fold_file(write(tmp_path / "m.onnx", product(NOT_OVER_NORMS[case])), dry_run=True)
+    assert not plan.constants
+    assert [left.reason for left in plan.computed] in (
+        ["no rule knows its arithmetic"],
+        ["another kind was asked for"],  # a product of two tensors may be a masked one
+    )
+
+
+def test_norms_that_a_caller_may_give_make_no_constant(tmp_path: Path) -> None:
+    proto = product(OVER_NORMS["u/‖v‖"][0])
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("v", TensorProto.FLOAT, [4, 4]))
+    plan = fold_file(write(tmp_path / "m.onnx", proto), dry_run=True)
+    assert not plan.constants
+    assert not plan.computed
+
+
+def test_squares_that_are_negative_are_refused_and_said(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "m.onnx",
+        product(lambda b: b.op("Div", stored(b, "u"), root(b, b.tensor("v", V)))),
+    )
+    with pytest.raises(LayerError, match="negative numbers") as caught:
+        fold_file(source)
+    assert caught.value.where == f"{source}: weight u"
+    assert not list(tmp_path.glob("*.folded*"))
+
+
+def test_an_element_that_is_wrong_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = OverScale.divisors
+
+    def longer(scale: OverScale, sums: Sums) -> Sums:
+        made = true(scale, sums)
+        return replace(made, high=made.high * 1.01)
+
+    monkeypatch.setattr(OverScale, "divisors", longer)
+    with pytest.raises(VerifyError, match="is off by"):
+        fold_file(write(tmp_path / "m.onnx", product(OVER_NORMS["u/‖v‖"][0])))
+
+
 @pytest.mark.parametrize(
     "build",
     [
@@ -303,8 +451,6 @@ def test_it_is_folded_where_weight_norm_is_asked_for_and_its_name_is_wanted(tmp_
 
 
 def test_a_quotient_by_zero_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
-    from wnconvert.errors import NumbersError
-
     def built(b: Build) -> str:
         return b.op("Div", stored(b, "v"), b.tensor("n", np.eye(4, dtype=np.float32)))
 
@@ -313,6 +459,46 @@ def test_a_quotient_by_zero_is_refused_unless_it_is_allowed(tmp_path: Path) -> N
         fold_file(source)
     made = fold_file(source, allow_nonfinite=True)
     assert np.isinf(arrays(output_of(made))["v"]).sum() == 12
+
+
+#: A weight that is divided by 0 in some rows: by a stored norm, and by one that the graph makes.
+OVER_NOTHING: dict[str, Callable[[Build, Any], str]] = {
+    "a stored norm": lambda b, rows: b.op("Div", stored(b, "dead.weight_v"), b.tensor("n", rows)),
+    "norms of another": lambda b, rows: b.op(
+        "Div", stored(b, "onnx::Div_13"), b.reduce("ReduceL2", b.tensor("dead.weight_v", rows * V), (1,))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OVER_NOTHING)
+def test_as_in_a_checkpoint_what_is_divided_by_zero_is_named_and_nothing_is_written(
+    case: str, tmp_path: Path
+) -> None:
+    """And where it is excluded all else is folded, and it is left with the reason."""
+
+    def built(b: Build) -> str:
+        b.op("MatMul", "x", OVER_NOTHING[case](b, np.array([[1], [0], [1], [1]], np.float32)))
+        v, g = stored(b, "live.weight_v"), b.tensor("live.weight_g", ROWS)
+        return b.op("Mul", g, b.op("Div", v, b.reduce("ReduceL2", v, (1,))))
+
+    source = write(tmp_path / "m.onnx", product(built))
+    with pytest.raises(NumbersError) as caught:
+        fold_file(source)
+    assert caught.value.where == f"{source}: weight dead.weight"
+    assert caught.value.fix.endswith("--exclude leaves a layer as it is")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    result = fold_file(source, exclude=["dead.*"])
+    assert [layer.name for layer in result.plan.layers] == ["live.weight"]
+    assert [(left.name, left.reason) for left in result.plan.computed] == [
+        ("dead.weight", "--layers and --exclude leave it out")
+    ]
+
+
+def test_rows_over_nothing_become_zero_where_that_is_asked_for(tmp_path: Path) -> None:
+    rows = np.array([[1], [0], [1], [1]], np.float32)
+    source = write(tmp_path / "m.onnx", product(lambda b: OVER_NOTHING["norms of another"](b, rows)))
+    made = arrays(output_of(fold_file(source, zero_rows="zero")))["dead.weight"]
+    assert [row.any() for row in made] == [True, False, True, True]
 
 
 def test_the_command_line_says_the_same(run: Runner, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class ChannelScale:
         self.is_aligned = not isinstance(self.source, FineRows)
         self.is_narrow = tensor.way is not accurate_sums and (inner is None or inner.is_narrow)
         form = FLOAT_FORMATS[out]
-        self.large = float(form.value(form.inf - 1)) * 0.99
+        self.large = form.largest * 0.99
         with ieee():
             self.values, not_narrow = channels.values, channels.not_narrow
         self.not_narrow = not_narrow if not_narrow.any() else None

@@ -32,7 +32,7 @@ class EqualizedScale:
         self.is_narrow = source.way is not accurate_sums and (_LEAST < abs(scale) < _MOST or not scale)
         self.tally = RowTally()
         form = FLOAT_FORMATS[out]
-        self.large = float(form.value(form.inf - 1)) * 0.99
+        self.large = form.largest * 0.99
         self.common: Common | None = None
 
     @property

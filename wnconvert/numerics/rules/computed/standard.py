@@ -53,7 +53,7 @@ class StandardScale:
         self.is_narrow = source.way is not accurate_sums and shift is None
         self.tally = RowTally()
         form = FLOAT_FORMATS[out]
-        self.large = float(form.value(form.inf - 1)) * 0.99
+        self.large = form.largest * 0.99
         self.common: Common | None = None
 
     @property

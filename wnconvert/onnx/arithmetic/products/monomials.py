@@ -30,6 +30,7 @@ __all__ = [
     "atoms_of",
     "expanded",
     "in_any_order",
+    "in_one_piece",
     "laid_out",
     "leaf",
     "limited",
@@ -204,24 +205,60 @@ def laid_out(monomial: Monomial, axes: Sequence[Sequence[int]]) -> Monomial:
 
 
 def regrouped(monomial: Monomial, shape: Sequence[int]) -> Monomial | None:
-    """The same elements in another shape; None if that would cut an atom.
+    """The same elements in another shape, atoms cut where that cuts them; None if it cuts across one.
 
-    >>> regrouped(leaf(0, (8, 4, 3)), (8, 12)).dims, regrouped(leaf(0, (8, 12)), (8, 4, 3))
-    (((8,), (4, 3)), None)
+    >>> regrouped(leaf(0, (8, 4, 3)), (8, 12)).dims, regrouped(leaf(0, (8, 12)), (8, 4, 3)).dims
+    (((8,), (4, 3)), ((8,), (4,), (3,)))
+    >>> regrouped(leaf(0, (8, 12)), (8, 4, 3)).factors[0][0].axes, regrouped(leaf(0, (4, 3)), (6, 2))
+    (((0,), (1, 2)), None)
     """
-    left = [size for dim in monomial.dims for size in dim]
-    if math.prod(left) != math.prod(shape):
+    sizes = [size for dim in monomial.dims for size in dim]
+    if math.prod(sizes) != math.prod(shape):
         return None
-    left.reverse()
+    left = list(enumerate(sizes))[::-1]
+    places: dict[int, tuple[int, ...]] = {}
     dims: list[tuple[int, ...]] = []
     for size in shape:
         dim: list[int] = []
         while math.prod(dim) < size:
-            dim.append(left.pop())
-        if math.prod(dim) != size:
-            return None
+            need, rest = divmod(size, math.prod(dim))
+            atom, whole = left.pop()
+            part = min(whole, need)
+            if rest or whole % part:
+                return None
+            places[atom] = (*places.get(atom, ()), sum(map(len, dims)) + len(dim))
+            dim.append(part)
+            if part < whole:
+                left.append((atom, whole // part))
         dims.append(tuple(dim))
-    return replace(monomial, dims=tuple(dims))
+    return replace(monomial, dims=tuple(dims), factors=renumbered(monomial.factors, places))
+
+
+def in_one_piece(monomial: Monomial) -> Monomial:
+    """The monomial with the atoms of each dim as one, where every tensor runs along all of them or none.
+
+    >>> in_one_piece(laid_out(regrouped(leaf(0, (8, 12)), (8, 4, 3)), ((0,), (1, 2)))) == leaf(0, (8, 12))
+    True
+    """
+    places: dict[int, tuple[int, ...]] = {}
+    dims: list[tuple[int, ...]] = []
+    for run, sizes in zip(atoms_of(monomial.dims), monomial.dims, strict=True):
+        first = sum(map(len, dims))
+        if len(run) > 1 and all(_is_whole(run, factor) for factor, _ in monomial.factors):
+            dims.append((math.prod(sizes),))
+            places |= {run[0]: (first,), **dict.fromkeys(run[1:], ())}
+        else:
+            dims.append(sizes)
+            places |= {atom: (first + at,) for at, atom in enumerate(run)}
+    return replace(monomial, dims=tuple(dims), factors=renumbered(monomial.factors, places))
+
+
+def _is_whole(run: tuple[int, ...], factor: Factor) -> bool:
+    """Whether a factor runs along all of some atoms, which it has in a row on one axis, or along none."""
+    if set(run).isdisjoint(factor.atoms):
+        return True
+    ends = {axis[at : at + len(run)] for axis in factor.axes for at in range(len(axis))}
+    return run in ends and sum(atom in run for atom in factor.atoms) == len(run)
 
 
 def unsqueezed(monomial: Monomial, axes: Sequence[int]) -> Monomial | None:

@@ -41,6 +41,8 @@ def power(monomial: Monomial, exponent: Fraction) -> Monomial | None:
             parts.append((factor, old * exponent))
         elif factor.kind == VALUE and old % 2 == 0:  # √(x²) is |x|
             parts.append((replace(factor, kind=MAGNITUDE), old * exponent))
+        elif _may_hold_squares(factor) and old == 1:
+            parts.append((factor, exponent))
         else:
             return None
     if any(abs(new) > 8 or new.denominator > 2 for _, new in parts):
@@ -71,7 +73,11 @@ def guarded(monomial: Monomial, kind: str, eps: Fraction) -> Monomial | None:
     >>> guarded(squares, LARGER, Fraction(1)).factors[0][0].kind, guarded(leaf(0, (8,)), LARGER, Fraction(1))
     ('larger', None)
     """
-    unknown = tuple(part for part in monomial.factors if not part[0].all or part[0].all < 0)
+    unknown = tuple(
+        (factor, exponent)
+        for factor, exponent in monomial.factors
+        if (not factor.all or factor.all < 0) and not (_may_hold_squares(factor) and exponent == 1)
+    )
     if monomial.number <= 0 or eps < 0 or not _is_product_positive(unknown):
         return None
     sizes = [size for dim in monomial.dims for size in dim]
@@ -85,6 +91,14 @@ def guarded(monomial: Monomial, kind: str, eps: Fraction) -> Monomial | None:
 
 def _is_product_positive(factors: Powers) -> bool:
     return all(exponent % 2 == 0 or _is_positive(factor) for factor, exponent in factors)
+
+
+def _may_hold_squares(factor: Factor) -> bool:
+    """Whether it is the sum of a stored tensor alone, of which the numbers decide whether it has a root.
+
+    Only the rule ``Over`` has such a root, and it refuses negative numbers.
+    """
+    return factor.kind == SUM and [(part.kind, power) for part, power in factor.of] == [(VALUE, Fraction(1))]
 
 
 def _is_positive(factor: Factor) -> bool:

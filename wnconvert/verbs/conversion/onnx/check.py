@@ -34,7 +34,13 @@ from wnconvert.verbs.conversion.onnx.compared import layer_tolerance
 from wnconvert.verbs.conversion.onnx.evaluated import compare_evaluated
 from wnconvert.verbs.conversion.onnx.layers import compare_layers
 from wnconvert.verbs.conversion.onnx.ready import Ready
-from wnconvert.verbs.conversion.onnx.run import REQUANTIZED, WHOLE_NUMBERS, compare_whole, whole_tolerance
+from wnconvert.verbs.conversion.onnx.run import (
+    BETWEEN_ROUNDINGS,
+    REQUANTIZED,
+    WHOLE_NUMBERS,
+    compare_whole,
+    whole_tolerance,
+)
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import Proving
 
@@ -143,7 +149,7 @@ def _run(
         assert written.onnx is not None  # noqa: S101 - it was read back before
         # Codes that are those of the original make what it makes; a last digit may become a quantum.
         if (dtypes or layers.rounded) and _rounds(written.onnx):
-            dtypes.add(WHOLE_NUMBERS)
+            dtypes.add(WHOLE_NUMBERS if layers.rounded else BETWEEN_ROUNDINGS)
         if any(isinstance(tensor.work, Requantized) for tensor in fold.edits.tensors):
             dtypes.add(REQUANTIZED)
         whole, more = compare_whole(

@@ -24,7 +24,7 @@ from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
 from wnconvert.tensors.views.dequantized import scale_places
 from wnconvert.tensors.views.quantization import Dequantize
 from wnconvert.verbs.conversion.onnx.formula import Formula, bias_in_full, norms_axis
-from wnconvert.verbs.conversion.onnx.works import Steps, small_tensor
+from wnconvert.verbs.conversion.onnx.works import Steps, rows_between, small_tensor
 
 __all__ = [
     "NOTHING_LOST",
@@ -36,7 +36,6 @@ __all__ = [
     "axes_of_rows",
     "compare_codes",
     "layer_tolerance",
-    "rows_between",
 ]
 
 
@@ -77,16 +76,6 @@ def axes_of_rows(rule: Rule) -> dict[str, Dim]:
     """The tensors, by role, that have a part for each row, with its axis; None: their only one."""
     dim = _apart(rule)
     return {ORIGINAL: dim, "mask": dim, G: None}
-
-
-def rows_between(tensor: StoredTensor, dim: int | None, start: int, stop: int, every: int) -> StoredTensor:
-    """Some rows of a tensor: along ``dim``, or else along its only axis with a size for ``every`` row."""
-    shape = tensor.info.shape
-    axis = dim if dim is not None else next((at for at, size in enumerate(shape) if size == every), None)
-    if axis is None or stop - start == every:
-        return tensor
-    info = replace(tensor.info, shape=(*shape[:axis], stop - start, *shape[axis + 1 :]))
-    return replace(tensor, info=info, offset=tensor.offset + start * tensor.strides[axis])
 
 
 # -- numbers

@@ -74,7 +74,7 @@ class Formula:
     def strays(self, dtype: DType) -> Array:
         """Which rows take sums, squares, products or quotients that ``dtype`` cannot hold in full."""
         form = FLOAT_FORMATS[dtype.name]
-        largest, least = float(form.value(form.inf - 1)), float(form.value(1 << form.digits - 1))
+        largest, least = form.largest, float(form.value(1 << form.digits - 1))
         strays = np.zeros(rows_of(self._shape, self._dim), np.bool_)
         if self._norm is not None:
             g, top, norms = np.abs(self._magnitudes), self._tops, self._norms

@@ -33,9 +33,9 @@ from wnconvert.verbs.conversion.onnx.compared import (
     apart_of,
     axes_of_rows,
     compare_codes,
-    rows_between,
 )
 from wnconvert.verbs.conversion.onnx.norms import NormNodes
+from wnconvert.verbs.conversion.onnx.works import rows_between
 
 __all__ = ["LayersCompared", "compare_layers"]
 

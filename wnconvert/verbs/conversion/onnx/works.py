@@ -9,8 +9,8 @@ that.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -33,9 +33,11 @@ from wnconvert.tensors.views.dequantized import (
 from wnconvert.tensors.views.quantization import Dequantize, Elementwise, Quantization, Quantize, Times
 from wnconvert.verbs.conversion.executor import Outcome, Sink, folding_of, make_tensor, outcome_of
 
-__all__ = ["Steps", "small_tensor"]
+__all__ = ["Steps", "pieces_of_rows", "rows_between", "small_tensor"]
 
 
+#: Elements of a weight that is evaluated by rows, at a time.
+_PIECE = 1 << 18
 #: A scale that is less stands for nothing but zeros, as onnxruntime's quantizer has it.
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)
 
@@ -47,6 +49,16 @@ def small_tensor(source: Elements, tensor: StoredTensor) -> Array:
     stored = tensor.in_bytes()
     every = Block(0, (1, 1, stored.info.numel), 0)
     return stored_codes(source.reader(stored)(every).tobytes(), tensor.info)
+
+
+def rows_between(tensor: StoredTensor, dim: int | None, start: int, stop: int, every: int) -> StoredTensor:
+    """Some rows of a tensor: along ``dim``, or else along its only axis with a size for ``every`` row."""
+    shape = tensor.info.shape
+    axis = dim if dim is not None else next((at for at, size in enumerate(shape) if size == every), None)
+    if axis is None or stop - start == every:
+        return tensor
+    info = replace(tensor.info, shape=(*shape[:axis], stop - start, *shape[axis + 1 :]))
+    return replace(tensor, info=info, offset=tensor.offset + start * tensor.strides[axis])
 
 
 @dataclass(frozen=True)
@@ -199,13 +211,34 @@ def _chosen(how: Quantization, ends: tuple[Floats, Floats], middle: int | None) 
 def _evaluate(work: Evaluate, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
     from wnconvert.onnx.evaluation import evaluated, quotients
 
-    parts = {name: source.whole(tensor) for name, tensor in work.parts}
-    if work.roundings is None:
-        values = evaluated(work.model, parts)
-    else:
-        values = quotients(work.model, parts, work.dtype, work.roundings)
-    made = cast_block(values, work.dtype.name)
-    out.array(made)
-    nonfinite = int(np.count_nonzero(~np.isfinite(values)))
-    problems = numbers.cast_problems(count_overflow(values, made), work.dtype)
+    nonfinite = overflow = 0
+    for parts in pieces_of_rows(work, source):
+        if work.roundings is None:
+            values = evaluated(work.model, parts)
+        else:
+            values = quotients(work.model, parts, work.dtype, work.roundings, dict(work.rows))
+        made = cast_block(values, work.dtype.name)
+        out.array(made)
+        nonfinite += int(np.count_nonzero(~np.isfinite(values)))
+        overflow += count_overflow(values, made)
+    problems = numbers.cast_problems(overflow, work.dtype)
     return Outcome((*numbers.nonfinite_problems(nonfinite), *problems))
+
+
+def pieces_of_rows(work: Evaluate, source: Elements) -> Iterator[dict[str, Array]]:
+    """The parts of a weight that is evaluated, some rows of them at a time, or whole."""
+    rows = dict(work.rows)
+    every, elements = 1, 0
+    for name, tensor in work.parts:
+        if name in rows:
+            every, elements = tensor.info.shape[rows[name]], max(elements, tensor.info.numel)
+    step = max(_PIECE * every // max(elements, 1), 1)
+    whole = {name: source.whole(tensor) for name, tensor in work.parts if name not in rows}
+    for start in range(0, every, step):
+        stop = min(start + step, every)
+        cut = {
+            name: source.whole(rows_between(tensor, rows[name], start, stop, every))
+            for name, tensor in work.parts
+            if name in rows
+        }
+        yield whole | cut
