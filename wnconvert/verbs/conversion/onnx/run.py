@@ -114,7 +114,11 @@ def compare_whole(
 
 
 def _both(
-    original: _Open, written: _Open, numbers: RowPolicy, dtypes: Collection[str], before: OriginalRun | None
+    original: _Open,
+    written: _Open,
+    numbers: RowPolicy,
+    dtypes: Collection[str],
+    before: OriginalRun | None,
 ) -> tuple[str, list[str]]:
     """Run both models, one after the other, since two at once would take twice the memory."""
     ran = before or _of_original(original)
