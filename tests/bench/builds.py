@@ -35,11 +35,18 @@ NOW = Build()
 
 @contextlib.contextmanager
 def build_of(commit: str, folder: Path) -> Iterator[Build]:
-    """The build of another commit of this repository, in a folder that is removed afterwards."""
+    """The build of another commit of this repository, in a folder that is removed afterwards.
+
+    Its kernel is compiled, as that of an installed one is.
+    """
     root = folder / "before"
     git = ["git", "-C", str(ROOT), "worktree"]
     subprocess.run([*git, "add", "--quiet", "--detach", str(root), commit], check=True)
     try:
+        if (root / "hatch_build.py").exists():
+            subprocess.run(
+                [sys.executable, "hatch_build.py"], cwd=root, stdout=subprocess.DEVNULL, check=True
+            )
         yield Build(root)
     finally:
         subprocess.run([*git, "remove", "--force", str(root)], check=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tests.bench import inputs
@@ -169,4 +171,38 @@ def graphs(folder: Path, rounds: int, before: Build) -> Iterator[Row]:
         source.unlink()
 
 
-BENCHES = (disk, processors, kinds, standardized, norms, copies, verify, huge, beginning, full, graphs)
+def layers(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
+    """Graphs of many layers: ten times the layers, in at most ten to the power of 1.1 times the time."""
+    from tests.bench.growth import GRAPHS, write_graph
+
+    few, many = (folder / f"{count}.onnx" for count in GRAPHS)
+    for path, count in zip((few, many), GRAPHS, strict=True):
+        write_graph(path, count)
+    target = folder / "out.onnx"
+    for proof in ("model", "layers"):
+        commands = [NOW.fold(path, target, "--proof", proof, "--silent") for path in (many, few)]
+        most, least = in_turns(rounds, *commands, target=target, memory=True)
+        power = math.log(most.in_user().median / least.in_user().median, GRAPHS[1] / GRAPHS[0])
+        what = f"user CPU of `fold --proof {proof}`, {GRAPHS[1]:,} layers in a graph, exponent {power:.2f}"
+        bound = (GRAPHS[1] / GRAPHS[0]) ** 1.1
+        yield Row(
+            what, replace(most.in_user(), anonymous=most.anonymous), f"{GRAPHS[0]:,}", least.in_user(), bound
+        )
+    few.unlink()
+    many.unlink()
+
+
+BENCHES = (
+    disk,
+    processors,
+    kinds,
+    standardized,
+    norms,
+    copies,
+    verify,
+    huge,
+    beginning,
+    full,
+    graphs,
+    layers,
+)

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from tests.helpers.onnx_graphs import looping
 from wnconvert.onnx.runtime.memory import free_memory
 from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.onnx.runtime.words import NoAnswerError
+from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.verbs.conversion.onnx.ready import made_ready
 from wnconvert.verbs.shared.options import Proving
 
 X = {"x": np.ones((2, 4), np.float32)}
@@ -118,6 +122,65 @@ def test_its_end_is_the_end_of_its_process(tmp_path: Path) -> None:
     assert runtime._process.child.returncode is not None
     with pytest.raises(NoAnswerError):
         runtime._process.ask({"do": "start", "memory": None}, {})
+
+
+# -- work ahead
+
+
+def test_work_ahead_is_done_once_and_its_process_goes_on(tmp_path: Path) -> None:
+    model = saved(tmp_path, 3)
+    with Runtime(60) as runtime:
+        process = runtime._process
+        made = runtime.ahead(lambda: runtime.open(model).run(X))
+        assert made is not None
+        assert np.array_equal(made["y"], runtime.open(model).run(X)["y"])
+        assert runtime._process is process
+
+
+def test_work_ahead_takes_a_tenth_of_the_time_and_what_is_asked_for_has_the_rest(tmp_path: Path) -> None:
+    endless, model = saved(tmp_path, 1 << 60), saved(tmp_path, 3)
+    with Runtime(10) as runtime:
+        assert runtime.ahead(lambda: runtime.open(endless).run(X)) is None
+        assert runtime._clock.left == pytest.approx(9, abs=0.5)
+        assert runtime.open(model).run(X)["y"].shape == (2, 4)
+
+
+def test_ends_of_the_process_in_work_ahead_do_not_count(tmp_path: Path) -> None:
+    model = saved(tmp_path, 3)
+
+    def die() -> None:
+        opened = runtime.open(model)
+        runtime.interrupt()
+        opened.run(X)
+
+    with Runtime(60) as runtime:
+        for _ in range(4):
+            assert runtime.ahead(die) is None
+        assert runtime.open(model).run(X)["y"].shape == (2, 4)
+
+
+def test_what_is_ready_ends_with_its_body_whatever_it_does(tmp_path: Path) -> None:
+    opened = open_checkpoint(saved(tmp_path, 1 << 60)).onnx
+    assert opened is not None
+
+    def work() -> None:
+        with made_ready(opened, Proving()):
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert time.monotonic() - began < 30  # a tenth of its time is 60 s
+
+
+@pytest.mark.parametrize(("proof", "runs", "ahead"), [("model", 1, 1), ("layers", 1, 0), ("none", 0, 0)])
+def test_what_will_be_run_is_ready_and_no_more(tmp_path: Path, proof: Any, runs: int, ahead: int) -> None:
+    opened = open_checkpoint(saved(tmp_path, 3)).onnx
+    assert opened is not None
+    with made_ready(opened, Proving(proof)) as ready:
+        assert (ready.runtime is not None) == bool(runs)
+        found = ready.original()
+        assert (found is not None and found.outputs["y"].shape == (2, 4)) == bool(ahead)
 
 
 # -- what it may say to others

@@ -6,6 +6,7 @@ the value that the model computes. Fed with some rows of its tensors, it compute
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,7 @@ class Slices:
         self.files = files
         self.wire = Wire(files[0])
         self.index: Index = index_of(opened.model)
+        self._reading = threading.Lock()
 
     def cut(
         self,
@@ -73,8 +75,8 @@ class Slices:
 
         Another value, of the same dtype, may be ``given``: an input of the model, of any shape.
 
-        Raises ``UnreachableError`` if it cannot be cut out, ``FormatError`` where one of its nodes is
-        damaged.
+        Several threads may ask for one. Raises ``UnreachableError`` if it cannot be cut out, ``FormatError``
+        where one of its nodes is damaged.
         """
         from google.protobuf.message import EncodeError
         from onnx import ModelProto, helper
@@ -83,9 +85,12 @@ class Slices:
         if given is not None:
             cut.names[given, ()] = given[1]
         try:
-            name = cut.value(value, calls)
+            with self._reading:
+                name = cut.value(value, calls)
         except RecursionError as error:  # hundreds of nodes in a row, or nodes in a ring
             raise UnreachableError(value[1]) from error
+        with self._reading:
+            functions = cut.functions()
         named = cut.renamed()
         output = helper.make_tensor_value_info(named[name], CODES[dtype.name], None)
         inputs = [
@@ -100,7 +105,7 @@ class Slices:
         made: ModelProto = helper.make_model(
             graph,
             opset_imports=opsets,
-            functions=cut.functions(),
+            functions=functions,
             ir_version=max(self.opened.model.ir_version, 4),  # before, each tensor must be an input too
         )
         fed = {named[name]: constant for name, constant in cut.fed.items()}

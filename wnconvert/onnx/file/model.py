@@ -84,7 +84,8 @@ class Node:
     @property
     def graphs(self) -> tuple[Graph, ...]:
         """The bodies of If, Loop and Scan."""
-        return tuple(graph for attribute in self.attributes.values() for graph in attribute.graphs)
+        found = [attribute.graphs for attribute in self.attributes.values() if attribute.graphs]
+        return tuple(graph for graphs in found for graph in graphs) if found else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import RawIOBase
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -36,10 +36,15 @@ __all__ = ["Opened", "Runtime"]
 
 #: After so many ends of its process no other is started.
 _MOST_ENDS = 3
+#: The part of its time that work ahead may take.
+_AHEAD = 0.1
 #: Bytes that lie in a pipe between the two, where the system lets them.
 _PIPE = 1 << 20
 #: `python -m` would import from the current folder first; so the child has the very path of this process.
 _CODE = "import sys; sys.path[:] = sys.argv[1:]; from wnconvert.onnx.runtime.child import serve; serve()"
+
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,7 @@ class Runtime:
         self._memory = memory
         self._process: _Process | None = None
         self._ends = self._models = 0
+        self._turn = threading.Lock()
 
     def __enter__(self) -> Runtime:
         self._process = self._started()  # it imports onnxruntime while this one works on
@@ -142,9 +148,36 @@ class Runtime:
         return Opened(path, inputs, outputs, loaded)
 
     def compute(self, model: bytes, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of a model of small tensors, its nodes run as they are; raises as both above do."""
+        """The outputs of a model of small tensors, its nodes run as they are; raises as both above do.
+
+        Several threads may ask for them: they take turns.
+        """
         arrays = {MODEL: np.frombuffer(model, np.uint8), **feeds}
-        return self._running().ask({"do": "compute"}, arrays)[1]
+        with self._turn:
+            return self._running().ask({"do": "compute"}, arrays)[1]
+
+    def ahead(self, work: Callable[[], _Found]) -> _Found | None:
+        """What work comes to that is not asked for yet; None if there is no answer in a tenth of the time.
+
+        Then it can be done in its turn, with the time that is left: where the process ended, that does not
+        count as one of its ends.
+        """
+        process = self._running()
+        process.clock = short = _Clock(self._clock.left * _AHEAD)
+        try:
+            return work()
+        except NoAnswerError:
+            return None
+        finally:
+            process.clock = self._clock
+            self._clock.left -= short.seconds - short.left
+            if process.is_over:
+                self._process = None
+
+    def interrupt(self) -> None:
+        """End what it does, for which another thread waits: that gets no answer."""
+        if self._process is not None:
+            self._process.child.kill()
 
     def _running(self) -> _Process:
         if self._process is None or self._process.is_over:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wnconvert.onnx.graph.plan import OnnxFold
     from wnconvert.verbs.conversion.convert import Result
     from wnconvert.verbs.conversion.folders.plan import MakePlan
+    from wnconvert.verbs.conversion.onnx.ready import Ready
 
 __all__ = ["Check", "Job", "Request", "file_job", "folder_job", "onnx_job"]
 
@@ -84,13 +85,13 @@ class Job:
     seen: Seen
 
 
-def onnx_job(checkpoint: Checkpoint, fold: OnnxFold, output: Path, request: Request) -> Job:
-    """The fold of an ONNX model."""
+def onnx_job(checkpoint: Checkpoint, fold: OnnxFold, output: Path, request: Request, ready: Ready) -> Job:
+    """The fold of an ONNX model; ``ready`` is what checks it."""
 
     def run(plan: Plan, options: RunOptions) -> Result:
         from wnconvert.verbs.conversion.onnx.fold import convert_onnx
 
-        return convert_onnx(checkpoint, replace(fold, plan=plan), output, options)
+        return convert_onnx(checkpoint, replace(fold, plan=plan), output, options, ready)
 
     check = _file_check(checkpoint, output, request)
     return Job(fold.plan, lambda _: fold.why_nothing, check, run, checkpoint.seen)

@@ -45,7 +45,7 @@ from wnconvert.verbs.conversion.targets import (
     target_of,
 )
 from wnconvert.verbs.shared.leftovers import named_leftovers
-from wnconvert.verbs.shared.options import RunOptions
+from wnconvert.verbs.shared.options import Proving, RunOptions
 from wnconvert.verbs.shared.recipes import refuse_recipe
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from wnconvert.onnx.graph.plan import OnnxFold
     from wnconvert.verbs.conversion.convert import Result
     from wnconvert.verbs.conversion.folders.plan import MakePlan
+    from wnconvert.verbs.conversion.onnx.ready import Ready
 
 __all__ = ["open_reference", "plan_onnx_fold", "run_conversion"]
 
@@ -97,8 +98,9 @@ def run_conversion(
         from wnconvert.verbs.conversion.places.stored import check_stored
 
         check_stored(options)
-    with _errors_name(source, target.path):
-        opened = partial(_job, source, target, request, make_plan, plan_graph, force=options.force)
+    with _errors_name(source, target.path), contextlib.ExitStack() as stack:
+        graphs = plan_graph and _GraphFolds(plan_graph, options.proving, stack, dry_run=request.dry_run)
+        opened = partial(_job, source, target, request, make_plan, graphs, force=options.force)
         job = opened()
         if job.plan.writes:
             job.check(force=options.force or request.dry_run)
@@ -113,6 +115,33 @@ def run_conversion(
             request.on_plan(job.plan)
         with blaming_changes(job.seen):
             return job.run(job.plan, options)
+
+
+class _GraphFolds:
+    """Plans the folds of an ONNX model; what checks them is started before, and ends with a stack."""
+
+    def __init__(
+        self,
+        plan: Callable[[OnnxFile], OnnxFold],
+        proving: Proving,
+        stack: contextlib.ExitStack,
+        *,
+        dry_run: bool,
+    ) -> None:
+        self.plan = plan
+        self.proving = proving
+        self.stack = stack
+        self.dry_run = dry_run
+        self.ready: Ready | None = None
+
+    def fold(self, model: OnnxFile) -> tuple[OnnxFold, Ready]:
+        """The plan, and what checks it, where it is more than planned."""
+        from wnconvert.verbs.conversion.onnx.ready import Ready, made_ready
+
+        if self.ready is None:
+            started = Ready() if self.dry_run else self.stack.enter_context(made_ready(model, self.proving))
+            self.ready = started
+        return self.plan(model), self.ready
 
 
 def _left_beside(
@@ -182,7 +211,7 @@ def _job(
     target: Target,
     request: Request,
     make_plan: MakePlan,
-    plan_graph: Callable[[OnnxFile], OnnxFold] | None,
+    graphs: _GraphFolds | None,
     *,
     force: bool,
 ) -> Job:
@@ -200,14 +229,15 @@ def _job(
     if request.drop_foreign:
         make_plan = partial(without_foreign, make_plan)
     if isinstance(target.path, Address):
-        if checkpoint.onnx is not None and plan_graph is not None:
+        if checkpoint.onnx is not None and graphs is not None:
             from wnconvert.verbs.conversion.places.stored import refuse_graph
 
             refuse_graph()
         job = _stored_job(checkpoint, make_plan, target, request, names)
-    elif checkpoint.onnx is not None and plan_graph is not None:
+    elif checkpoint.onnx is not None and graphs is not None:
         check_suffix(target.path)
-        job = onnx_job(checkpoint, plan_graph(checkpoint.onnx), Path(target.path), request)
+        fold, ready = graphs.fold(checkpoint.onnx)
+        job = onnx_job(checkpoint, fold, Path(target.path), request, ready)
     elif target.is_folder:
         changed = [path for path in names if names[path].changed]
         job = folder_job(checkpoint, make_plan, Path(target.path), request, changed)

@@ -207,46 +207,44 @@ class Outputs:
         """It holds nothing."""
 
 
-def both(*off: float, dtypes: Collection[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def both(*off: float, dtypes: Collection[str]) -> list[str]:
     """Notes on two models of four outputs, the second of which is off by so much in each of its runs."""
     feeds = {"x": np.random.default_rng(0).normal(0, 0.5, (2, 8)).astype(np.float32)}
     original, written = Outputs([0] * 9), Outputs(off)
-    monkeypatch.setattr(run, "_of_original", lambda _: (feeds, Outputs([0]).run(feeds), ""))
     first, second = cast(Any, lambda: original), cast(Any, lambda: written)
-    return run._both(first, second, RowPolicy(), dtypes)[1]
+    before = run.OriginalRun(feeds, Outputs([0]).run(feeds))
+    return run._both(first, second, RowPolicy(), dtypes, before)[1]
 
 
 FLOATS = {"float32", run.BETWEEN_ROUNDINGS}
 QUANTUM = 1 / 127
 
 
-def test_of_few_outputs_a_quantum_is_looked_for_on_other_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_few_outputs_a_quantum_is_looked_for_on_other_inputs() -> None:
     """It is there where a last digit lies next to a midpoint, and a weight that is off is off everywhere."""
-    assert not both(0, dtypes=FLOATS, monkeypatch=monkeypatch)
+    assert not both(0, dtypes=FLOATS)
     for off in ((QUANTUM, 0), (QUANTUM, QUANTUM, 0)):
-        (note,) = both(*off, dtypes=FLOATS, monkeypatch=monkeypatch)
+        (note,) = both(*off, dtypes=FLOATS)
         assert note == "on some inputs, rounding makes another whole number of a last digit"
     with pytest.raises(VerifyError, match="on the average"):
-        both(QUANTUM, QUANTUM, QUANTUM, dtypes=FLOATS, monkeypatch=monkeypatch)
+        both(QUANTUM, QUANTUM, QUANTUM, dtypes=FLOATS)
 
 
-def test_codes_that_are_others_by_a_last_digit_are_off_on_all_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not both(QUANTUM, dtypes={run.WHOLE_NUMBERS}, monkeypatch=monkeypatch)
+def test_codes_that_are_others_by_a_last_digit_are_off_on_all_inputs() -> None:
+    assert not both(QUANTUM, dtypes={run.WHOLE_NUMBERS})
     with pytest.raises(VerifyError, match="is off by"):
-        both(*[3 * QUANTUM] * 3, dtypes={run.WHOLE_NUMBERS}, monkeypatch=monkeypatch)
+        both(*[3 * QUANTUM] * 3, dtypes={run.WHOLE_NUMBERS})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_on_the_average_no_more_is_asked_than_of_any_model_of_the_dtype(
-    dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_the_average_no_more_is_asked_than_of_any_model_of_the_dtype(dtype: str) -> None:
     off = run.whole_tolerance([dtype])
-    assert not both(0.49 * off, dtypes={dtype, run.BETWEEN_ROUNDINGS}, monkeypatch=monkeypatch)
+    assert not both(0.49 * off, dtypes={dtype, run.BETWEEN_ROUNDINGS})
     with pytest.raises(VerifyError):
-        both(*[0.52 * off] * 3, dtypes={dtype, run.BETWEEN_ROUNDINGS}, monkeypatch=monkeypatch)
+        both(*[0.52 * off] * 3, dtypes={dtype, run.BETWEEN_ROUNDINGS})
 
 
 @pytest.mark.parametrize("off", [np.nan, np.inf])
-def test_what_is_no_number_is_no_quantum(off: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_number_is_no_quantum(off: float) -> None:
     with pytest.raises(VerifyError):
-        both(off, off, off, dtypes=FLOATS, monkeypatch=monkeypatch)
+        both(off, off, off, dtypes=FLOATS)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import TypeAlias
@@ -66,7 +66,8 @@ class Factor:
     ``axes`` has the atoms along which each axis of the tensor runs; of a sum (tensor -1), those along which
     each atom of its product runs. ``()`` is an axis of size 1, or an atom that is summed over. A guarded
     factor (tensor -1) is like a sum over nothing: of ``number`` times ``of``, and ``eps``. ``all`` is the
-    number that all elements of a tensor are, if they are known to be one.
+    number that all elements of a tensor are, if they are known to be one. Fractions are not hashed, since
+    that takes longer than all the rest.
     """
 
     tensor: int
@@ -74,9 +75,9 @@ class Factor:
     axes: tuple[tuple[int, ...], ...]
     of: Powers = ()
     sizes: tuple[int, ...] = ()
-    number: Fraction = Fraction(1)
-    eps: Fraction = Fraction(0)
-    all: Fraction | None = None
+    number: Fraction = field(default=Fraction(1), hash=False)
+    eps: Fraction = field(default=Fraction(0), hash=False)
+    all: Fraction | None = field(default=None, hash=False)
 
     @property
     def atoms(self) -> tuple[int, ...]:
@@ -159,7 +160,7 @@ def product_of(parts: Iterable[tuple[Factor, Fraction]]) -> Powers:
     """A product with equal factors merged; |x|² becomes x², so that both spellings are equal."""
     powers: dict[Factor, Fraction] = {}
     for factor, exponent in parts:
-        powers[factor] = powers.get(factor, Fraction(0)) + exponent
+        powers[factor] = powers[factor] + exponent if factor in powers else exponent
     for factor in [factor for factor in powers if factor.kind == MAGNITUDE]:
         if powers[factor] % 2 == 0:
             plain, exponent = replace(factor, kind=VALUE), powers.pop(factor)
@@ -169,12 +170,12 @@ def product_of(parts: Iterable[tuple[Factor, Fraction]]) -> Powers:
 
 def renumbered(powers: Powers, places: Mapping[int, Sequence[int]]) -> Powers:
     """A product with its atoms renumbered, or each cut in several."""
-    return tuple(
-        sorted(
-            (replace(factor, axes=tuple(_placed(axis, places) for axis in factor.axes)), exponent)
-            for factor, exponent in powers
-        )
-    )
+    return tuple(sorted((_renumbered(factor, places), exponent) for factor, exponent in powers))
+
+
+def _renumbered(factor: Factor, places: Mapping[int, Sequence[int]]) -> Factor:
+    axes = tuple(_placed(axis, places) for axis in factor.axes)
+    return factor if axes == factor.axes else replace(factor, axes=axes)
 
 
 def _placed(axis: Sequence[int], places: Mapping[int, Sequence[int]]) -> tuple[int, ...]:

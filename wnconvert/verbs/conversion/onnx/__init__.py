@@ -7,6 +7,7 @@ norms      layers with the norms behind them, run on made-up inputs
 evaluated  weights that no rule knows, against the original's arithmetic
 layers     a folded model's layers against the original's arithmetic
 run        both models run on made-up inputs
+ready      onnxruntime started, and the original run, while a fold is planned
 check      a folded model against the original: its bytes, onnx's checker, and both of these
 record     what was done, behind a model that is proven
 fold       an ONNX model folded, checked and put in place

@@ -10,7 +10,7 @@ import importlib.util
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wnconvert.errors import InputError, VerifyError
@@ -33,6 +33,7 @@ from wnconvert.tensors.tree import ByteRange, StoredTensor
 from wnconvert.verbs.conversion.onnx.compared import layer_tolerance
 from wnconvert.verbs.conversion.onnx.evaluated import compare_evaluated
 from wnconvert.verbs.conversion.onnx.layers import compare_layers
+from wnconvert.verbs.conversion.onnx.ready import Ready
 from wnconvert.verbs.conversion.onnx.run import (
     BETWEEN_ROUNDINGS,
     REQUANTIZED,
@@ -43,7 +44,7 @@ from wnconvert.verbs.conversion.onnx.run import (
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import Proving
 
-__all__ = ["FoldCheck", "check_fold", "check_installed", "made_ready", "refused"]
+__all__ = ["FoldCheck", "check_fold", "check_installed", "importing_checker", "refused"]
 
 
 def check_installed(*, runs: bool = True) -> None:
@@ -62,16 +63,12 @@ def check_installed(*, runs: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def made_ready(proving: Proving) -> Iterator[Runtime | None]:
-    """Start what checks a new model, and import onnx, while the body runs; it gets onnxruntime's process.
-
-    There is none where nothing shall be run.
-    """
+def importing_checker() -> Iterator[None]:
+    """Import onnx's checker while the body runs."""
     imports = threading.Thread(target=importlib.import_module, args=("onnx.checker",))
     imports.start()
     try:
-        with Runtime(proving.timeout) if proving.runs else contextlib.nullcontext() as runtime:
-            yield runtime
+        yield
     finally:
         imports.join()
 
@@ -97,24 +94,24 @@ def check_fold(
     *,
     verify: bool = False,
     proving: Proving = Proving(),  # noqa: B008 - frozen
-    runtime: Runtime | None = None,
+    ready: Ready = Ready(),  # noqa: B008 - frozen
 ) -> FoldCheck:
     """Check the folded model at ``path`` against the original.
 
     Everything in the model except the edits is compared byte by byte; with ``verify``, tensors in data files
-    too; ``proving`` says what is run, and how long, in ``runtime`` if that has been started already. Raises
+    too; ``proving`` says what is run, and how long; ``ready`` has what has been started already. Raises
     ``VerifyError`` if onnx's checker refuses the new model, or if it holds or computes something else.
     """
     original = local_path(opened.path, "onnxruntime runs it where it lies")
     written = check_structure(path, Container.ONNX)
     kept = _kept(opened, fold, written) if verify else ""
     with contextlib.ExitStack() as stack:
-        if runtime is None and proving.runs:
-            runtime = stack.enter_context(Runtime(proving.timeout))
+        if ready.runtime is None and proving.runs:
+            ready = replace(ready, runtime=stack.enter_context(Runtime(proving.timeout)))
         notes = list(_checked(original, written, whole=verify))
         give_back()  # the checker had the model in memory
         try:
-            ran = _run(opened, fold, written, runtime, numbers=numbers, proving=proving)
+            ran = _run(opened, fold, written, ready, numbers=numbers, proving=proving)
         except VerifyError as error:
             # An invalid graph may be ambiguous, and readers may differ on it.
             if why := refused(original):
@@ -131,12 +128,13 @@ def _run(
     opened: OnnxFile,
     fold: OnnxFold,
     written: Checkpoint,
-    runtime: Runtime | None,
+    ready: Ready,
     *,
     numbers: RowPolicy,
     proving: Proving,
 ) -> FoldCheck:
-    """Run what is asked for, in ``runtime`` if there is one."""
+    """Run what is asked for, where onnxruntime is ready."""
+    runtime, before = ready.runtime, ready.original()
     if runtime is None:
         return FoldCheck("", ())
     layers = compare_layers(opened, fold, written, numbers, runtime)
@@ -155,7 +153,13 @@ def _run(
         if any(isinstance(tensor.work, Requantized) for tensor in fold.edits.tensors):
             dtypes.add(REQUANTIZED)
         whole, more = compare_whole(
-            opened, written.onnx, runtime, numbers, dtypes=dtypes, otherwise=layers.otherwise
+            opened,
+            written.onnx,
+            runtime,
+            numbers,
+            dtypes=dtypes,
+            otherwise=layers.otherwise,
+            before=before,
         )
         notes += more if whole else [f"{why}; {_instead(done)}" for why in more]
         done += [f"the whole model on {whole}"] * bool(whole)

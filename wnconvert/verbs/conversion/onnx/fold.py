@@ -29,6 +29,7 @@ from wnconvert.storage.workers import Workers
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.onnx import works as _works  # noqa: F401 - kinds of work that it does
+from wnconvert.verbs.conversion.onnx.ready import Ready
 from wnconvert.verbs.conversion.onnx.record import append_record, without_record
 from wnconvert.verbs.shared.digests import sha256_beside
 from wnconvert.verbs.shared.options import RunOptions
@@ -73,9 +74,11 @@ def own_data_of(target: Path) -> tuple[Path, ...]:
 
     None of them if there is no such model, or the target is a link.
     """
-    if target.is_symlink():
+    if target.is_symlink() or not target.is_file():
         return ()
     name = re.compile(re.escape(target.name) + r"(?:\.\d+)?\.data")
+    if not any(name.fullmatch(each.name) for each in target.parent.iterdir()):
+        return ()  # so the model need not be read
     return tuple(
         path for path in _data_of(target) or () if path.parent == target.parent and name.fullmatch(path.name)
     )
@@ -169,16 +172,18 @@ def convert_onnx(
     checkpoint: Checkpoint,
     fold: OnnxFold,
     output: Path,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+    options: RunOptions,
+    ready: Ready,
 ) -> Result:
     """Fold an opened ONNX model, run the result beside the original, and put it at ``output``.
 
-    If tensors of the source lie in data files, those of the output lie in one beside it, under a free name.
+    ``ready`` is what has been started to run them. If tensors of the source lie in data files, those of the
+    output lie in one beside it, under a free name.
     With ``options.verify`` the tensors that stay are read back too.
 
     Raises as ``convert`` does, and ``InputError`` if onnx or onnxruntime is not there to check the result.
     """
-    from wnconvert.verbs.conversion.onnx.check import check_fold, check_installed, made_ready
+    from wnconvert.verbs.conversion.onnx.check import check_fold, check_installed, importing_checker
 
     began = time.perf_counter()
     opened = checkpoint.onnx
@@ -199,7 +204,7 @@ def convert_onnx(
     in_place = real_of(output) == real_of(checkpoint.path)
     with (
         scratch_folder(output, force=options.force, size=size) as scratch,
-        made_ready(options.proving) as runtime,
+        importing_checker(),
     ):
         folder = scratch / "new"
         folder.mkdir(0o700)
@@ -214,7 +219,7 @@ def convert_onnx(
                 options.numbers,
                 verify=options.verify,
                 proving=options.proving,
-                runtime=runtime,
+                ready=ready,
             )
             if sha256 := digests():
                 step = _step(fold, sha256, checked)

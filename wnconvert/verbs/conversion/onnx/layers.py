@@ -22,6 +22,7 @@ from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.onnx.slices import Resize, Slices, UnreachableError, as_they_are
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
+from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.tree import StoredTensor, rows_of
 from wnconvert.verbs.conversion.onnx.compared import (
@@ -43,6 +44,8 @@ __all__ = ["LayersCompared", "compare_layers"]
 _PIECE = 1 << 20
 #: Bytes of a layer that is computed whole, where it cannot be by rows.
 _MOST_WHOLE = 64 << 20
+#: Layers that are compared at once: while onnxruntime computes one, the other is read, or compared.
+_AT_ONCE = 2
 #: Sizes that are not taken for a number of rows where they stand in a shape: they may be axes.
 _AXES = 8
 
@@ -108,13 +111,21 @@ def compare_layers(
     stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
     with Source(written.shards) as new, Source(opened.shards) as old:
         slices = Slices(opened, old.files)
-        for claim in _claims(fold):
-            tensor = claim.tensor
-            comparison = ComparedTensor(tensor, _of(stored, tensor), new, old, numbers)
+        claims = list(_claims(fold))
+
+        def compared(at: int) -> tuple[Lost, bool]:
+            """What a layer loses, and whether only the formula could tell."""
+            claim = claims[at]
+            comparison = ComparedTensor(claim.tensor, _of(stored, claim.tensor), new, old, numbers)
             lost = _by_arithmetic(claim, comparison, slices, runtime)
-            if lost is None:
+            return (comparison.with_formula(), True) if lost is None else (lost, False)
+
+        sizes = dict.fromkeys(range(len(claims)), 1)
+        found = Workers(_AT_ONCE).each(compared, sizes, sizes)
+        for at, claim in enumerate(claims):
+            (lost, is_by_formula), tensor = found[at], claim.tensor
+            if is_by_formula:
                 by_formula[tensor.layer] = formula_in_words(tensor.rule)
-                lost = comparison.with_formula()
             losses[tensor.layer] = losses.get(tensor.layer, NOTHING_LOST) + lost
         made: dict[str, list[NewTensor]] = {}
         for tensor in fold.edits.tensors:

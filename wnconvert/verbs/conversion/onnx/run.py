@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -24,7 +25,15 @@ from wnconvert.storage.files import open_file
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["BETWEEN_ROUNDINGS", "REQUANTIZED", "WHOLE_NUMBERS", "compare_whole", "whole_tolerance"]
+__all__ = [
+    "BETWEEN_ROUNDINGS",
+    "REQUANTIZED",
+    "WHOLE_NUMBERS",
+    "OriginalRun",
+    "compare_whole",
+    "run_original",
+    "whole_tolerance",
+]
 
 #: How far an output may be off, as a part of its greatest value: rounding adds up through the network, that
 #: of the weights, too, whose dtype may be another.
@@ -56,6 +65,20 @@ _SPREAD = 0.5
 _MOST_MADE_UP = 1 << 22
 
 
+@dataclass(frozen=True, slots=True)
+class OriginalRun:
+    """Inputs on which a model ran, and its outputs; or why there are none."""
+
+    feeds: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    why: str = ""
+
+
+def run_original(original: OnnxFile, runtime: Runtime) -> OriginalRun:
+    """Run a model on inputs that are made up for it. Raises ``NoAnswerError`` if there is no answer."""
+    return _of_original(partial(_mapped, original, runtime))
+
+
 def compare_whole(
     original: OnnxFile,
     written: OnnxFile,
@@ -64,22 +87,26 @@ def compare_whole(
     *,
     dtypes: Collection[str],
     otherwise: Sequence[str],
+    before: OriginalRun | None = None,
 ) -> tuple[str, list[str]]:
     """Run both models on made-up inputs; returns these in words, empty if nothing was compared, and notes.
 
-    ``dtypes`` are those of the new weights, ``otherwise`` layers that the original computes otherwise, so
-    that its outputs are no measure. Raises ``VerifyError`` if the new model computes something else.
+    ``before`` is what the original computed, if it was run already. ``dtypes`` are those of the new weights,
+    ``otherwise`` layers that the original computes otherwise, so that its outputs are no measure. Raises
+    ``VerifyError`` if the new model computes something else.
     """
     if otherwise:
         names = listed(map(printable, otherwise), 6)
         return "", [f"the whole model was not run: the original computes {names} otherwise"]
 
-    def compared(opened: Callable[[OnnxFile, Runtime], Opened]) -> tuple[str, list[str]]:
+    def compared(
+        opened: Callable[[OnnxFile, Runtime], Opened], before: OriginalRun | None = None
+    ) -> tuple[str, list[str]]:
         both = partial(opened, original, runtime), partial(opened, written, runtime)
-        return _both(*both, numbers, dtypes)
+        return _both(*both, numbers, dtypes, before)
 
     try:
-        return compared(_mapped)
+        return compared(_mapped, before)
     except NoAnswerError as error:
         with suppress(NoAnswerError):  # a kernel that writes to its tensors cannot where these are mapped
             return compared(_whole)
@@ -87,23 +114,29 @@ def compare_whole(
 
 
 def _both(
-    original: _Open, written: _Open, numbers: RowPolicy, dtypes: Collection[str]
+    original: _Open,
+    written: _Open,
+    numbers: RowPolicy,
+    dtypes: Collection[str],
+    before: OriginalRun | None,
 ) -> tuple[str, list[str]]:
     """Run both models, one after the other, since two at once would take twice the memory."""
-    feeds, expected, why = _of_original(original)
-    if not expected:
-        return "", [why]
+    ran = before or _of_original(original)
+    if ran.why:
+        return "", [ran.why]
     with closing(written()) as after:
-        found = after.run(feeds)
+        found = after.run(ran.feeds)
     try:
-        notes = _compared(found, expected, numbers, dtypes)
+        notes = _compared(found, ran.outputs, numbers, dtypes)
     except VerifyError:
-        if not _is_steady(original, feeds):
+        if not _is_steady(original, ran.feeds):
             return "", ["the original computes different outputs in each run"]
-        if BETWEEN_ROUNDINGS not in dtypes or not _near_elsewhere(original, written, numbers, dtypes, feeds):
+        if BETWEEN_ROUNDINGS not in dtypes or not _near_elsewhere(
+            original, written, numbers, dtypes, ran.feeds
+        ):
             raise
         notes = ["on some inputs, rounding makes another whole number of a last digit"]
-    return _shapes_text(feeds), few(notes)
+    return _shapes_text(ran.feeds), few(notes)
 
 
 def _near_elsewhere(
@@ -180,19 +213,19 @@ def _whole(model: OnnxFile, runtime: Runtime) -> Opened:
 _Open: TypeAlias = Callable[[], Opened]
 
 
-def _of_original(original: _Open) -> tuple[dict[str, Array], dict[str, Array], str]:
+def _of_original(original: _Open) -> OriginalRun:
     """Inputs on which the original runs, with its outputs; or why there are none."""
     try:
         before = original()
     except NoAnswerError:
         raise
     except WnconvertError as error:
-        return {}, {}, f"the whole model was not run ({error.what})"
+        return OriginalRun({}, {}, f"the whole model was not run ({error.what})")
     with closing(before):
-        feeds, expected, why = _first_that_runs(before)
-    if not expected:
-        return {}, {}, f"the whole model was not run on made-up inputs ({why})"
-    return feeds, expected, ""
+        ran = _first_that_runs(before)
+    if ran.why:
+        return OriginalRun({}, {}, f"the whole model was not run on made-up inputs ({ran.why})")
+    return ran
 
 
 def _is_steady(original: _Open, feeds: Mapping[str, Array]) -> bool:
@@ -201,7 +234,7 @@ def _is_steady(original: _Open, feeds: Mapping[str, Array]) -> bool:
         return _same(before.run(feeds), before.run(feeds))
 
 
-def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array], str]:
+def _first_that_runs(opened: Opened) -> OriginalRun:
     """Inputs on which a model runs, with its outputs; or the reason why it does not run."""
     why = ""
     for first, others in _SIZES:
@@ -216,11 +249,11 @@ def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array]
                 why = why or error.what
                 continue
             if any(values.size for values in found.values()):
-                return feeds, found, ""
+                return OriginalRun(feeds, found)
             why = why or "its outputs are empty"
         if not any(isinstance(size, str) or size is None for port in opened.inputs for size in port.shape):
             break
-    return {}, {}, why
+    return OriginalRun({}, {}, why)
 
 
 def _sizes(ports: Sequence[ValueInfo], first: int, others: int) -> dict[str, list[int]]:
