@@ -90,8 +90,8 @@ def _largest(matrix: Matrix, u: Floats) -> float | None:
 class MatrixHealth:
     """What spectral norm shows: σ, the largest singular value (None of too large a matrix), and lengths.
 
-    All but σ are sums that numpy leaves to BLAS, in whatever order suits its release and the processor, so they have
-    the 12 digits that are the same everywhere.
+    All but σ are sums that numpy leaves to BLAS, in an order of its own on each processor, so they have the
+    12 digits that are the same everywhere.
     """
 
     sigma: float
