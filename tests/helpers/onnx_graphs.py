@@ -43,7 +43,21 @@ from wnconvert.plan.layout import FoldBias
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["COMBINED", "NORMS", "Build", "Read", "applied", "folded", "looping", "model_of", "read", "run"]
+__all__ = [
+    "COMBINED",
+    "NORMS",
+    "Build",
+    "Read",
+    "applied",
+    "elements_of",
+    "folded",
+    "kind_of",
+    "looping",
+    "model_of",
+    "read",
+    "run",
+    "stored_as",
+]
 
 _DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -58,6 +72,24 @@ _DTYPES: dict[int, str] = {
     TensorProto.FLOAT8E4M3FN: "float8_e4m3fn",
 }
 _CODES = {name: code for code, name in _DTYPES.items()}
+
+
+def kind_of(dtype: int) -> np.dtype[Any]:
+    """numpy's dtype for one of onnx's, bfloat16 too, for which onnx has none before 1.19."""
+    return DTYPES[_DTYPES[dtype]].numpy()
+
+
+def stored_as(values: np.ndarray[Any, Any], name: str, dtype: int) -> TensorProto:
+    """A stored tensor of such a dtype."""
+    raw = np.ascontiguousarray(values, kind_of(dtype)).tobytes()
+    return helper.make_tensor(name, dtype, values.shape, raw, raw=True)
+
+
+def elements_of(proto: TensorProto) -> np.ndarray[Any, Any]:
+    """What is stored; onnx itself reads no bytes of a bfloat16 before 1.19."""
+    if proto.data_type == TensorProto.BFLOAT16 and proto.raw_data:
+        return np.frombuffer(proto.raw_data, kind_of(proto.data_type)).reshape(tuple(proto.dims))
+    return numpy_helper.to_array(proto)
 
 
 @dataclass
@@ -88,7 +120,7 @@ class _Reader:
         dtype, shape = DTYPES[_DTYPES[proto.data_type]], tuple(proto.dims)
         if proto.int32_data and dtype.foldable:
             return Constant(proto.name, None, None, record, info=TensorInfo(proto.name, dtype, shape))
-        array = numpy_helper.to_array(proto)
+        array = elements_of(proto)
         where = ByteRange(10**12 + record.start * 10**6, array.nbytes)
         self.arrays[where.start] = array
         info = TensorInfo(proto.name, dtype, shape)

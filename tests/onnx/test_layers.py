@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.helpers.onnx_graphs import COMBINED, NORMS, Build, folded, model_of, run
+from tests.helpers.onnx_graphs import COMBINED, NORMS, Build, folded, model_of, run, stored_as
 from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
 
 RNG = np.random.default_rng(5)
@@ -309,18 +309,11 @@ def test_a_branch_is_followed_where_its_condition_is_known_and_not_the_other(
 HALVES = [TensorProto.FLOAT16, TensorProto.BFLOAT16]
 
 
-def halved(
-    array: np.ndarray[tuple[int, ...], np.dtype[np.float32]], name: str, dtype: int
-) -> onnx.TensorProto:
-    kind = helper.tensor_dtype_to_np_dtype(dtype)
-    return numpy_helper.from_array(array.astype(kind), name)
-
-
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("wide", ["cast first", "cast last"])
 def test_a_half_weight_has_the_dtype_of_the_value_that_is_used(dtype: int, wide: str) -> None:
     b = Build(18)
-    b.stored += [halved(numbers(4, 1, 1), "a_g", dtype), halved(numbers(*SHAPE), "a_v", dtype)]
+    b.stored += [stored_as(numbers(4, 1, 1), "a_g", dtype), stored_as(numbers(*SHAPE), "a_v", dtype)]
     g, v = "a_g", "a_v"
     if wide == "cast first":
         g, v = (b.op("Cast", name, to=TensorProto.FLOAT) for name in (g, v))
@@ -341,7 +334,7 @@ def test_a_half_weight_has_the_dtype_of_the_value_that_is_used(dtype: int, wide:
 @pytest.mark.parametrize("v_dtype", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE])
 def test_g_and_v_of_any_dtypes_are_one_layer(g_dtype: int, v_dtype: int) -> None:
     b = Build(18)
-    b.stored += [halved(numbers(4, 1, 1), "a_g", g_dtype), halved(numbers(*SHAPE), "a_v", v_dtype)]
+    b.stored += [stored_as(numbers(4, 1, 1), "a_g", g_dtype), stored_as(numbers(*SHAPE), "a_v", v_dtype)]
     g, v = (b.op("Cast", name, to=TensorProto.FLOAT) for name in ("a_g", "a_v"))
     check_folded(used(b, COMBINED["g(v/n)"](b, g, v, NORMS["ReduceL2"](b, v, SHAPE, 0))))
 

@@ -1,17 +1,31 @@
-"""The rules of the tests themselves: names, the ban on torch, and which combinations are tried."""
+"""The rules of the tests themselves: names, the ban on torch, which combinations and releases are tried."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tests import conftest
 from tests.helpers.golden import ROOT
 from tests.helpers.marks import crossed, some
 from tests.helpers.no_torch import NoTorch, refuse
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: Of the tools of the tests, what wnconvert itself uses where it is there.
+USED = {"pandas"}
+#: Where another package of the same environment asks for more than wnconvert does.
+ASKED_BY_OTHERS = {"huggingface-hub": "transformers 5.0"}
 
 
 def item(name: str) -> Any:
@@ -64,3 +78,33 @@ def test_by_default_each_value_is_tried_once_and_the_full_run_has_all() -> None:
     assert len(params) == 6
     rows = some("row", {"p": 1, "q": 2}, ["q"]).args[1]
     assert [(row.id, bool(row.marks)) for row in rows] == [("p", True), ("q", False)]
+
+
+def least_releases() -> dict[str, Version]:
+    """The lower bound of each package that wnconvert asks for, the largest of those in different extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found: dict[str, Version] = {}
+    for extra, texts in {"": project["dependencies"], **project["optional-dependencies"]}.items():
+        for asked in map(Requirement, texts):
+            name = canonicalize_name(asked.name)
+            if name == "wnconvert" or (extra == "dev" and name not in USED):
+                continue
+            (least,) = [Version(each.version) for each in asked.specifier if each.operator == ">="]
+            found[name] = max(found.get(name, least), least)
+    return found
+
+
+def pins(name: str) -> Iterator[tuple[str, Version]]:
+    for line in (ROOT / name).read_text().splitlines():
+        if line and not line.startswith("#"):
+            package, _, version = line.partition("==")
+            yield canonicalize_name(package), Version(version)
+
+
+def test_the_oldest_releases_of_the_tests_are_those_that_are_declared() -> None:
+    least, oldest = least_releases(), dict(pins("constraints-oldest.txt"))
+    assert len(least) > 15
+    assert {name: oldest[name] for name in least if name not in ASKED_BY_OTHERS} == {
+        name: version for name, version in least.items() if name not in ASKED_BY_OTHERS
+    }
+    assert all(oldest[name] > least[name] for name in ASKED_BY_OTHERS)

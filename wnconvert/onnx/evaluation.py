@@ -308,8 +308,18 @@ def _widen(tensor: Any) -> None:
     from onnx import numpy_helper
 
     if tensor.data_type in _FLOATS:
-        array = numpy_helper.to_array(tensor).astype(np.float64)
+        array = _elements(tensor).astype(np.float64)
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def _elements(tensor: Any) -> Array:
+    """A tensor of floats as an array. Before 1.19 onnx itself does not read the bytes of a bfloat16."""
+    from onnx import numpy_helper
+
+    if tensor.data_type != CODES["bfloat16"]:
+        return numpy_helper.to_array(tensor)
+    raw = tensor.raw_data if tensor.HasField("raw_data") else np.array(tensor.int32_data, "<u2").tobytes()
+    return np.frombuffer(raw, DTYPES["bfloat16"].numpy()).reshape(tuple(tensor.dims))
 
 
 def _widen_number(node: Any) -> None:

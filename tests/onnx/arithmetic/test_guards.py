@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from tests.helpers.arrays import same
-from tests.helpers.onnx_graphs import Build, folded, model_of, run
+from tests.helpers.onnx_graphs import Build, folded, kind_of, model_of, run, stored_as
 from tests.helpers.rule_oracle import exact_weight
 from tests.helpers.states import output_of
 from wnconvert import fold_file, inspect_file
@@ -384,21 +384,20 @@ def test_inspect_and_fold_say_the_formula_with_its_eps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wide", ["norm", "quotient", "both", "nothing"])
 def test_a_half_weight_may_have_steps_in_float32(wide: str, half: int) -> None:
     b = Build(18)
-    kind = onnx.helper.tensor_dtype_to_np_dtype(half)
-    arrays = {"conv.weight_v": numbers(*SHAPE), "conv.weight_g": numbers(4, 1, 1)}
-    b.stored += [numpy_helper.from_array(array.astype(kind), name) for name, array in arrays.items()]
-    small = b.tensor("eps", np.float32(EPS).astype(kind))
+    eps = np.array(EPS, np.float32)
+    arrays = {"conv.weight_v": numbers(*SHAPE), "conv.weight_g": numbers(4, 1, 1), "eps": eps}
+    b.stored += [stored_as(array, name, half) for name, array in arrays.items()]
 
     def cast(value: str, to: int, *, when: bool) -> str:
         return b.op("Cast", value, to=to) if when else value
 
     n = length(b, cast("conv.weight_v", 1, when=wide in ("norm", "both")))
-    n = b.op("Clip", cast(n, half, when=wide in ("norm", "both")), small)
+    n = b.op("Clip", cast(n, half, when=wide in ("norm", "both")), "eps")
     sides = [cast(each, 1, when=wide in ("quotient", "both")) for each in ("conv.weight_v", n)]
     w = b.op("Mul", cast(b.op("Div", *sides), half, when=wide in ("quotient", "both")), "conv.weight_g")
     b.op("Mul", "x", b.op("Cast", w, to=1), name="y")
     found, made = folded(b.model(["y"], {"x": SHAPE}), KINDS)
-    guard = Guard(float(np.float32(EPS).astype(kind)))
+    guard = Guard(float(eps.astype(kind_of(half))))
     assert [layer.layer.rule.operations for layer in found.layers] == [(Norm(0, guard),)]
     assert [tensor.data_type for tensor in made.graph.initializer] == [half]
     assert len(made.graph.node) == 2

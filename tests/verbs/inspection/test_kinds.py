@@ -43,6 +43,19 @@ def test_a_trained_sigma_is_the_largest_singular_value() -> None:
     assert (row.kind, row.form, row.flags) == ("spectral", "legacy", ())
 
 
+def test_sums_in_another_order_show_the_same_numbers() -> None:
+    torch.manual_seed(1)
+    layer = spectral(nn.Linear(700, 90))
+    with torch.no_grad():
+        layer.weight_u *= 1.5
+    first = spectral_of(rows(layer)["0.weight"])
+    for parameter, axes in ((layer.weight_orig, (0, 1)), (layer.weight_u, (0,)), (layer.weight_v, (0,))):
+        parameter.data = parameter.data.flip(axes).contiguous()
+    turned = spectral_of(rows(layer)["0.weight"])
+    assert (turned.largest, turned.u, turned.v) == (first.largest, first.u, first.v)
+    assert first.u == pytest.approx(1.5)
+
+
 def test_u_and_v_as_they_were_drawn_are_never_trained() -> None:
     torch.manual_seed(1)
     row = rows(spectral(nn.Linear(200, 300)))["0.weight"]

@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,10 @@ def load_session(
     try:
         own = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except _errors(runtime) as error:
-        raise not_loaded(str(error), runtime.__version__) from error
+        beside = folder or (str(Path(model).parent) if isinstance(model, str) else "")
+        # Files are named as the model names them: only so does a ``..`` say that one lies outside its folder.
+        said = str(error).replace(f"[{beside}/", "[")
+        raise not_loaded(said, runtime.__version__) from error
     inputs, outputs = (
         tuple(ValueInfo.of(port.name, port.type, port.shape) for port in ports)
         for ports in (own.get_inputs(), own.get_outputs())

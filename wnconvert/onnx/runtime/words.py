@@ -17,6 +17,12 @@ class NoAnswerError(InputError):
 _NO_MEMORY = re.compile(r"bad_alloc|bad allocation|[Ff]ailed to allocate|[Cc]annot allocate|[Oo]ut of memory")
 
 
+#: What is said of external data. Of a file that is missing, onnxruntime 1.21 says only what the system said.
+_DATA = re.compile(
+    "external data|external initializer|ExternalData|GetExtData|cannot get file size", re.IGNORECASE
+)
+
+
 def no_memory() -> NoAnswerError:
     """The error for a model that needs more memory than there is."""
     return NoAnswerError(
@@ -32,7 +38,7 @@ def not_loaded(message: str, version: str) -> WnconvertError:
     said = _useful(message)
     if "Protobuf parsing failed" in message or "No graph was found" in message:
         return FormatError("not an ONNX model, or cut short", fix="export it again")
-    if re.search("external data|external initializer|ExternalData|GetExtData", message, re.IGNORECASE):
+    if _DATA.search(message):
         return _without_data(message, said)
     newer = re.search(r"Opset (\d+) is under development.*till opset (\d+)", said)
     if newer:
@@ -47,7 +53,7 @@ def not_loaded(message: str, version: str) -> WnconvertError:
 
 def _without_data(message: str, said: str) -> InputError:
     """The error for a model whose external data cannot be read."""
-    if "escapes" in message or "outside" in message:
+    if re.search(r"escapes|outside|\[\.\./", message):
         return InputError(
             f"external data lies outside the folder of the model: {said}",
             fix="put external data into the folder of the model, or below",

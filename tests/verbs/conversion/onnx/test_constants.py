@@ -24,6 +24,7 @@ from wnconvert.errors import ArgumentError, NumbersError, UnfoldedError
 from wnconvert.numerics.rounding import cast
 from wnconvert.onnx import evaluation
 from wnconvert.onnx.graph import weights
+from wnconvert.tensors.dtypes import DTYPES
 
 RNG = np.random.default_rng(11)
 
@@ -250,19 +251,19 @@ def test_sums_choices_and_products_of_matrices_are_evaluated_in_float64() -> Non
         np.testing.assert_allclose(found, expected, rtol=1e-15, atol=1e-15)
 
 
-def test_a_bfloat16_weight_is_rounded_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_bfloat16_weight_is_rounded_once(tmp_path: Path, *, raw: bool) -> None:
+    w = RNG.standard_normal((4, 4)).astype(DTYPES["bfloat16"].numpy())
+
     def half(b: Build) -> str:
-        w = numpy_helper.to_array(b.stored[-1]) if b.stored else None
-        assert w is None
-        value = RNG.standard_normal((4, 4)).astype(np.float32)
-        b.stored.append(helper.make_tensor("w", TensorProto.BFLOAT16, [4, 4], value.reshape(-1)))
+        values = w.tobytes() if raw else w.astype(np.float32).reshape(-1)
+        b.stored.append(helper.make_tensor("w", TensorProto.BFLOAT16, [4, 4], values, raw=raw))
         return b.op("Exp", "w")
 
     proto = product(half, kind=TensorProto.BFLOAT16)
     made = output_of(fold_file(write(tmp_path / "m.onnx", proto), constants=True, proof="none"))
     (weight,) = onnx.load(made).graph.initializer
-    w = numpy_helper.to_array(proto.graph.initializer[0]).astype(np.float64)
-    assert weight.raw_data == cast(np.exp(w), "bfloat16").tobytes()
+    assert weight.raw_data == cast(np.exp(w.astype(np.float64)), "bfloat16").tobytes()
 
 
 def branched(b: Build) -> str:

@@ -581,6 +581,21 @@ def test_a_program_cannot_lead_to_the_older_format(real: Path, tmp_path: Path) -
     assert "--trust" not in error.fix
 
 
+def test_where_torch_tells_no_sizes_of_records_those_of_the_archive_count(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch._C.PyTorchFileReader, "get_record_size", raising=False)
+    load_exported_program(real, trust=False)
+
+    def grown(records: dict[str, bytes]) -> None:
+        records["extra/notes.txt"] = bytes(1 << 20)
+
+    path = rewritten(real, tmp_path / "bad.pt2", grown, zipfile.ZIP_DEFLATED)
+    assert "larger than the file (compressed)" in str(refused(path))
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda archive: archive.filelist[1:])
+    assert "that Python does not find as torch does" in str(refused(real))
+
+
 def test_an_archive_of_something_else_is_no_exported_program(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"a": torch.ones(2)}, path)

@@ -231,7 +231,7 @@ def test_a_pair_of_which_one_half_is_tied_is_missing(tmp_path: Path) -> None:
     model = Tied("legacy")
     model.head.weight_g = nn.Parameter(torch.ones(3, 1))
     error = refused(model, tmp_path / "w.pt")
-    assert [line.strip() for line in str(error).splitlines()[1:]] == ["missing: head.weight"]
+    assert [line.strip() for line in error.lines[1:]] == ["missing: head.weight"]
 
 
 @pytest.mark.parametrize("root", [True, False])
@@ -317,7 +317,7 @@ def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     state["proj.bias"] = torch.ones(7)
     torch.save(state, tmp_path / "w.pt")
     error = refused(vocoder(), tmp_path / "w.pt")
-    lines = [line.strip() for line in str(error).splitlines()[1:]]
+    lines = [line.strip() for line in error.lines[1:]]
     assert lines == [
         "missing: up.bias",
         "unexpected: extra.weight",

@@ -88,7 +88,11 @@ def _largest(matrix: Matrix, u: Floats) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class MatrixHealth:
-    """What spectral norm shows: σ, the largest singular value (None of too large a matrix), and lengths."""
+    """What spectral norm shows: σ, the largest singular value (None of too large a matrix), and lengths.
+
+    All but σ are sums that numpy leaves to BLAS, in an order of its own on each processor, so they have the
+    12 digits that are the same everywhere.
+    """
 
     sigma: float
     largest: float | None
@@ -107,5 +111,10 @@ def matrix_health(original: RulePart, u: RulePart, v: RulePart, dim: int) -> Mat
     with arithmetic():
         divisor = SpectralFactor(matrix, u, v, "float64").find()[1]
         left, right = u.whole(), v.whole()
-        lengths = float(np.linalg.norm(left)), float(np.linalg.norm(right))
-        return MatrixHealth(divisor.value, _largest(matrix, left), *lengths)
+        largest = _largest(matrix, left)
+        lengths = _digits(float(np.linalg.norm(left))), _digits(float(np.linalg.norm(right)))
+        return MatrixHealth(divisor.value, None if largest is None else _digits(largest), *lengths)
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.12g}")

@@ -26,23 +26,24 @@ def registered() -> Iterator[tuple[str, str, str]]:
             yield library, base, overload or "default"
 
 
-#: Operators of aten that only the interpreter of TorchScript has: numbers, texts, lists, dicts, settings.
+#: Operators of aten that only the interpreter of TorchScript has: numbers, texts, lists, dicts, settings; in
+#: older releases, such as torch 2.9, what a tensor tells of itself too.
 _OF_INTERPRETER = """
     Bool Complex ComplexImplicit Delete Float FloatImplicit Generator Int IntImplicit ScalarImplicit Size
     __contains__ __derive_index __getitem__ __interpolate __is__ __isnot__ __not__ __range_length
     __round_to_zero_floordiv __upsample __upsample_bilinear __upsample_nearest _get_cpu_capability
     _get_tracing_state _grad_sum_to_size _infer_size _list_to_tensor _ncf_unsqueeze _ncf_view
     _no_grad_embedding_renorm_ _no_grad_fill_ _no_grad_normal_ _no_grad_uniform_ _no_grad_zero_
-    _pack_sequence _set_item _size_if_not_equal _tensor_to_list _unwrap_optional append as_tensor
-    backward bin broadcast_shapes capitalize center chr clear count cpu cuda degrees device dict divmod
+    _pack_sequence _set_item _size_if_not_equal _tensor_to_list _unwrap_optional append as_tensor backward
+    bin broadcast_shapes capitalize center chr clear count cpu cuda degrees device dict dim divmod
     element_size endswith expandtabs extend fabs factorial find floordiv format gamma get
-    get_autocast_dtype grad has_torch_function hash hex initial_seed insert is_autocast_cpu_enabled
-    is_autocast_enabled is_grad_enabled is_non_overlapping_and_dense is_scripting is_strides_like_format
-    isalnum isalpha isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper
-    items join keys len list ljust lower lstrip manual_seed mathremainder modf oct ord partition
-    percentFormat pop popitem radians remove replace reverse rfind rindex rjust rpartition rsplit rstrip
-    seed set_grad_enabled setdefault sorted splitlines startswith str strip swapcase tensor title update
-    upper wait warn zfill
+    get_autocast_dtype get_device grad has_torch_function hash hex initial_seed insert
+    is_autocast_cpu_enabled is_autocast_enabled is_contiguous is_grad_enabled is_non_overlapping_and_dense
+    is_scripting is_strides_like_format isalnum isalpha isdecimal isdigit isidentifier islower isnumeric
+    isprintable isspace istitle isupper items join keys len list ljust lower lstrip manual_seed
+    mathremainder modf numel oct ord partition percentFormat pop popitem radians remove replace reverse
+    rfind rindex rjust rpartition rsplit rstrip seed set_grad_enabled setdefault sorted splitlines
+    startswith storage_offset str strip swapcase tensor title update upper wait warn zfill
 """
 _PRIM = """
     EnumName EnumValue ModuleContainerIndex NumToTensor RaiseException StringIndex TupleIndex TupleUnpack

@@ -104,7 +104,7 @@ def _checked(path: Path) -> ExportedProgram:
             f"a format that torch {torch.__version__} cannot load without running code"
         ) from error
     with PT2ArchiveReader(str(path)) as reader:
-        _check_records(reader.archive_file, path.stat().st_size)
+        _check_records(reader.archive_file, path)
     # Not torch.export.load, which falls back on the older format and reads its pickles another way.
     found: ExportedProgram = load_pt2(str(path)).exported_programs["model"]
     return found
@@ -128,7 +128,7 @@ _PAYLOADS = {
 }
 
 
-def _check_records(archive: Any, size: int) -> None:
+def _check_records(archive: Any, path: Path) -> None:
     names: list[str] = archive.get_all_records()
     for name in names:
         if not _RECORDS.fullmatch(name):
@@ -138,15 +138,15 @@ def _check_records(archive: Any, size: int) -> None:
             raise _UnsafeError(f"no record {name}, which torch.export.save writes")
     if len(set(names)) < len(names):
         raise _UnsafeError("two records of one name")
-    _check_sizes(archive, size)
+    sizes = _sizes(archive, path, path.stat().st_size)
     from torch._export.serde import schema
 
     for folder, name in _PAYLOADS.items():
-        config = _json(archive, name)
+        config = _json(archive, name, sizes)
         _hold(schema.PayloadConfig, config, "PayloadConfig")
         for payload in config["config"].values():
-            _check_payload(archive, folder, payload)
-    _hold(schema.ExportedProgram, _json(archive, _PROGRAM), "ExportedProgram")
+            _check_payload(sizes, folder, payload)
+    _hold(schema.ExportedProgram, _json(archive, _PROGRAM, sizes), "ExportedProgram")
     _check_samples(archive.get_record(_SAMPLES))
 
 
@@ -158,15 +158,25 @@ def _unknown_record(name: str) -> str:
     return f"a record that is not known to be safe ({_short(name)})"
 
 
-def _check_sizes(archive: Any, size: int) -> None:
-    if sum(archive.get_record_size(name) for name in archive.get_all_records()) > size:
+def _sizes(archive: Any, file: Path | io.BytesIO, size: int) -> dict[str, int]:
+    """The sizes of all records. They must fit into the file, which is of ``size`` bytes."""
+    names = archive.get_all_records()
+    if hasattr(archive, "get_record_size"):
+        sizes = {name: archive.get_record_size(name) for name in names}
+    else:  # torch 2.9 and 2.10
+        with zipfile.ZipFile(file) as seen:
+            sizes = {each.filename.partition("/")[2]: each.file_size for each in seen.infolist()}
+        if sorted(sizes) != sorted(names):
+            raise _UnsafeError("records that Python does not find as torch does")
+    if sum(sizes.values()) > size:
         raise _UnsafeError(
             "records that are larger than the file (compressed), which torch.export.save does not write"
         )
+    return sizes
 
 
-def _json(archive: Any, name: str) -> Any:
-    if archive.get_record_size(name) > _MOST_JSON:
+def _json(archive: Any, name: str, sizes: Mapping[str, int]) -> Any:
+    if sizes[name] > _MOST_JSON:
         raise _UnsafeError(f"a JSON of more than {_MOST_JSON >> 20} MiB ({name})")
     try:
         return json.loads(archive.get_record(name).decode("utf-8"))
@@ -174,15 +184,15 @@ def _json(archive: Any, name: str) -> Any:
         raise _UnsafeError(f"a record that is not JSON ({name}: {_short(str(error))})") from error
 
 
-def _check_payload(archive: Any, folder: str, payload: Mapping[str, Any]) -> None:
+def _check_payload(records: Mapping[str, int], folder: str, payload: Mapping[str, Any]) -> None:
     """Check of a stored tensor what the schema leaves open."""
     name = folder + payload["path_name"]
     if payload["use_pickle"]:
         raise _UnsafeError(f"a pickle that may run code when it is loaded ({name}: use_pickle)")
-    if payload["tensor_meta"] is None or name not in archive.get_all_records():
+    if payload["tensor_meta"] is None or name not in records:
         raise _UnsafeError(f"a tensor whose record is missing ({name})")
     sizes = [each.get("as_int") for each in payload["tensor_meta"]["sizes"]]
-    if None in sizes or (not archive.get_record_size(name) and math.prod(sizes)):
+    if None in sizes or (not records[name] and math.prod(sizes)):
         raise _UnsafeError(f"a tensor without its numbers ({name})")
 
 
@@ -197,7 +207,7 @@ def _check_samples(content: bytes) -> None:
     if not content.startswith(b"PK\x03\x04"):
         raise _UnsafeError(what)
     try:
-        _check_sizes(torch._C.PyTorchFileReader(io.BytesIO(content)), len(content))
+        _sizes(torch._C.PyTorchFileReader(io.BytesIO(content)), io.BytesIO(content), len(content))
         found = torch.load(io.BytesIO(content), weights_only=True)
     except _UnsafeError:
         raise
