@@ -19,6 +19,8 @@ __all__ = ["Outcome", "Worker"]
 #: Seconds of a processor that one command may take, and seconds by the clock, which a busy machine stretches.
 _WATCH = 5.0
 _BLOCKED = 120.0
+#: Cases that one process runs: each command in it leaves some kilobytes of its streams, which the limit counts.
+_MOST_CASES = 1000
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Worker:
     def __init__(self, command: Sequence[str] = ("-m", "tests.fuzz.worker")) -> None:
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
+        self._cases = 0
 
     def __enter__(self) -> Worker:
         return self
@@ -46,6 +49,9 @@ class Worker:
 
     def run(self, **request: Any) -> Outcome:
         """Have a case run: ``target``, ``seed`` and ``number``, or a ``file``."""
+        self._cases += 1
+        if self._cases % _MOST_CASES == 0:
+            self._end()
         process = self._started()
         _stream(process.stdin).write(json.dumps(request).encode() + b"\n")
         _stream(process.stdin).flush()

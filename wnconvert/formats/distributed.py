@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.machine import FREE, PER_BYTE
@@ -29,6 +28,7 @@ from wnconvert.formats.torch.records import (
     storage_record,
     tensor_record,
 )
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DTYPES, DType

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeGuard
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.msgpack import Extended, Items, Map, MessagePack, Raw, Token
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile

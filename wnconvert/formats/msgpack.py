@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from wnconvert.errors import FormatError
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.files import GET_AGAIN, FrontToBack, ReadableFile
 from wnconvert.tensors.limits import MESSAGEPACK, megabytes
 from wnconvert.tensors.tree import ByteRange

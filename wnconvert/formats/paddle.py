@@ -9,7 +9,7 @@ slices. Sources: ``paddle/framework/io.py`` and ``io_utils.py`` (Paddle 3.3).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.skimming import load_skimmed
@@ -18,6 +18,7 @@ from wnconvert.formats.torch.arrays import HeldArrays, is_array
 from wnconvert.formats.torch.contents import Contents, FoundStateDict, find_contents
 from wnconvert.formats.torch.names import dangerous_names
 from wnconvert.formats.torch.records import get, mapping_pairs
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, printable
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile

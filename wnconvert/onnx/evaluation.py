@@ -8,13 +8,13 @@ go away, so that nothing is rounded to fewer bits on the way. What decides by nu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.rounding import cast
 from wnconvert.onnx.file.model import Constant
 from wnconvert.onnx.file.tensors import CODES

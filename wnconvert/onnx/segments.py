@@ -8,8 +8,8 @@ is loaded in a time that grows with its size. Each node is in one segment, with 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.file.fields import GRAPH_INPUT, GRAPH_NAME, GRAPH_OUTPUT, MODEL_GRAPH
 from wnconvert.onnx.file.model import Model, Node, OnnxFunction
 from wnconvert.onnx.file.outline import outlined

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.errors import FormatError
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.file.model import Constant, Node, OnnxFunction
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.file.tensors import CODES

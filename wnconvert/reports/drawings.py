@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial, singledispatch
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import options_as_python, printable
 from wnconvert.reports.plots import (
     check_magnitudes,

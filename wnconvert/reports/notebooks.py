@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import few, options_as_python
 from wnconvert.plan.plan import Plan
 from wnconvert.reports.cards import card_text

@@ -13,9 +13,10 @@ import tokenize
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+from wnconvert.frozen import dataclass
 
 __all__ = ["Code", "Edit", "code_of_file", "code_of_notebook", "edited"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.source.code import Edit
 from wnconvert.source.names import HALVES, UTILS, CodeForm, Relocation
 from wnconvert.source.project import ModulePlace, Project

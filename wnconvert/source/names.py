@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
+
+from wnconvert.frozen import dataclass
 
 __all__ = ["CODE_FORMS", "GROUPS", "HALVES", "UTILS", "CodeForm", "Relocation", "half_of", "moves_to"]
 

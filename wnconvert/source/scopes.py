@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeAlias, TypeVar
 
+from wnconvert.frozen import dataclass
 from wnconvert.source.code import Code
 
 __all__ = ["Assigned", "Bound", "Definition", "Imported", "Looped", "Namespace", "Other", "Parsed", "parsed"]

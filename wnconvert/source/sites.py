@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
 from functools import cached_property
 
+from wnconvert.frozen import dataclass
 from wnconvert.source.code import Edit
 from wnconvert.source.names import CodeForm, Relocation
 from wnconvert.source.project import Meanings, ModulePlace, Project

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
+
+from wnconvert.frozen import dataclass
 
 __all__ = ["CLASSES", "BuiltClass", "built_class"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import Op, Recipe, RecipeFold
 from wnconvert.layers.telling.arrangement import Arrangement
 from wnconvert.layers.telling.asked import Asked, ByNames, SaidNorms, SaidPair, SaidStandardize

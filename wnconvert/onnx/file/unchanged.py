@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from wnconvert.errors import VerifyError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import REPORT_BUG
 from wnconvert.onnx.file.edited import EditedPlaces
 from wnconvert.onnx.file.fields import (

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
 from wnconvert.errors import OutputError
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.file.edited import EditedPlaces
 from wnconvert.onnx.file.fields import (
     ENTRY,

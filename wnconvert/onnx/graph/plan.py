@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.formulas import formula_notes
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.kinds.table import WORDS, in_words

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from wnconvert.errors import ArgumentError, InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, printable
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType

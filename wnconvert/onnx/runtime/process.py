@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from io import RawIOBase
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -23,6 +23,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from wnconvert.errors import ArgumentError, FormatError, InputError, VerifyError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import option, to_install
 from wnconvert.onnx.runtime.frames import MODEL, Frame, receive, send
 from wnconvert.onnx.runtime.memory import free_memory

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from wnconvert.errors import InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable
 from wnconvert.onnx.file.tensors import CODES
 from wnconvert.onnx.file.wire import bytes_record, int_record

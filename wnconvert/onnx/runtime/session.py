@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wnconvert.errors import InputError
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.runtime.ports import ValueInfo
 from wnconvert.onnx.runtime.words import not_loaded, not_run
 from wnconvert.tensors.blocks import Array, processors

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted
 from wnconvert.reports.html.page import Page
 from wnconvert.reports.tables import distance_text, number_text

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.schemes import NAMED_FORMS
 from wnconvert.messages import counted

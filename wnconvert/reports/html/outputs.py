@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.reports.html.signals import Picture, Wave, picture_of, wave_of
 from wnconvert.reports.tables import distance_text, number_text
 from wnconvert.verbs.models.proof.outputs import OutputProof

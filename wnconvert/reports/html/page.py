@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from wnconvert import __version__
 from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable, refuse_other_than_path, to_install
 from wnconvert.reports.plots import is_checkpoint
 from wnconvert.reports.tables import bytes_text

@@ -7,10 +7,10 @@ import binascii
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.blocks import Array, Floats
 from wnconvert.verbs.models.proof.outputs import OutputPair
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.source.rules.attributes import attributes, by_name, spectral_attributes
 from wnconvert.source.rules.functions import applications, removals, stars
 from wnconvert.source.rules.hints import dynamic, initializers, loose_loading, repeated_reads

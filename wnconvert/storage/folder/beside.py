@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import PurePath
 
 from wnconvert.errors import InputError
+from wnconvert.frozen import dataclass
 from wnconvert.storage.files import Seen, kind_of, listing_of, status_of
 from wnconvert.storage.folder.links import check_inside, is_link, link_text
 from wnconvert.storage.folder.weights import Folder

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from wnconvert.errors import InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, printable
 from wnconvert.storage.files import kind_of, open_file
 from wnconvert.storage.folder.components import find_components

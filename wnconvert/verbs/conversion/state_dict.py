@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
 import numpy as np
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import NAMED_FORMS

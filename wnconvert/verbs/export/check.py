@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, few, refuse_other_than_path
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.plan import OnnxFold

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from wnconvert.errors import ArgumentError, UnfoldedError, VerifyError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.rules import Unit
 from wnconvert.layers.schemes import Selection

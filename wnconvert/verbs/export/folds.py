@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, VerifyError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.matching import neighbour_of
 from wnconvert.layers.recipes import Recipe, RecipeFold

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError, InputError, UnfoldedError, VerifyError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.messages import counted, listed
 from wnconvert.onnx.file.model import Graph

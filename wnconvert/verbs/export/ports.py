@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, printable
 from wnconvert.onnx.runtime.ports import ValueInfo
 from wnconvert.onnx.runtime.process import Opened

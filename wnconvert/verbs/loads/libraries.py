@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 from wnconvert.errors import InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import printable
 from wnconvert.storage.folder.config import CONFIG, NamedClass
 from wnconvert.tensors.tree import TensorInfo

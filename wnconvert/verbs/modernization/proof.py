@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import wnconvert
 from wnconvert.errors import ArgumentError, InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import to_install
 from wnconvert.verbs.conversion.files.migrate import migrate_file
 from wnconvert.verbs.conversion.state_dict import migrate_state_dict

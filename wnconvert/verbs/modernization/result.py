@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, short_repr
 
 __all__ = ["CodeCheck", "CodeFile", "CodePlace", "CodeProof", "ModernizeReport", "Unparsed"]

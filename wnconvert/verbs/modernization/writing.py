@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from wnconvert.errors import InputError
+from wnconvert.frozen import dataclass
 from wnconvert.storage.staging import staged
 
 __all__ = ["Rewrite", "write_all"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import options_as_python

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL
 from wnconvert.verbs.modules.finding.computed import HELD, is_on_class, parametrizations_of
 from wnconvert.verbs.modules.finding.live import Live

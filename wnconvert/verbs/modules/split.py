@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from wnconvert.errors import ArgumentError, NumbersError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.layers.schemes import Refused, Selection

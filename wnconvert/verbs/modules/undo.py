@@ -7,13 +7,13 @@ class of its own.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from inspect import getattr_static
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 
+from wnconvert.frozen import dataclass
 from wnconvert.verbs.modules.finding.computed import HELD
 
 __all__ = ["UndoableEdits", "become", "parametrized_class", "refill"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import RECIPE_SCHEMA, Recipe
 from wnconvert.messages import counted, short_repr
 from wnconvert.verbs.models.proof.report import TimedStep

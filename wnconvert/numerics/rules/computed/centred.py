@@ -6,12 +6,13 @@ it. An element that is so near to the centre that its own error counts is 0 here
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.kernel.choice import kernel
 from wnconvert.numerics.kernel.dots import rest_of_products
 from wnconvert.numerics.kernel.interface import Centres, OpenElements

@@ -7,10 +7,10 @@ Without a β its square is rational, unless ε stands outside a root that is not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import Standardize
 from wnconvert.numerics.rules.factors import Bounds
 from wnconvert.numerics.rules.spectral.roots import roots_between

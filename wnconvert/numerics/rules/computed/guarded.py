@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import Guard
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rules.factors import Bounds, both

@@ -7,10 +7,11 @@ not known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.norms import arithmetic
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Common

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted
 
 __all__ = ["TRAFFIC", "Spent", "Traffic"]

@@ -11,11 +11,11 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from wnconvert.errors import InputError
+from wnconvert.frozen import dataclass
 from wnconvert.storage.stores.remote.client import Client, Found
 from wnconvert.storage.stores.remote.patience import patiently
 from wnconvert.tensors.files import Identity, ReadableFile

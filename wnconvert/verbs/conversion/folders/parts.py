@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
 
+from wnconvert.frozen import dataclass
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import Checkpoint

@@ -12,10 +12,10 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 
+from wnconvert.frozen import dataclass
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.layout import Layout
 from wnconvert.storage.files import Seen, reopened

@@ -10,10 +10,11 @@ import importlib.util
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from wnconvert.errors import InputError, VerifyError
+from wnconvert.frozen import dataclass
 from wnconvert.heap import give_back
 from wnconvert.messages import REPORT_BUG, counted, listed, printable, to_install
 from wnconvert.numerics.rows import RowPolicy

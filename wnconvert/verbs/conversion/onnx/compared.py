@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from wnconvert.errors import VerifyError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL, G, Rule, Standardize
 from wnconvert.messages import REPORT_BUG, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS

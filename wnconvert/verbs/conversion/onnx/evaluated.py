@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from wnconvert.errors import VerifyError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL
 from wnconvert.messages import listed, option, printable
 from wnconvert.onnx.file.reader import OnnxFile

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from wnconvert.errors import VerifyError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.formulas import formula_in_words
 from wnconvert.messages import REPORT_BUG, counted, listed, printable, told
 from wnconvert.numerics.rows import RowPolicy

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from wnconvert.errors import VerifyError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import REPORT_BUG, printable
 from wnconvert.onnx.graph.computed import GraphLayer
 from wnconvert.onnx.graph.neighbours import Behind

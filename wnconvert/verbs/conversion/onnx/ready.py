@@ -9,11 +9,11 @@ import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wnconvert.frozen import dataclass
 from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.verbs.shared.options import Proving
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -13,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from wnconvert.errors import FormatError, InputError, VerifyError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import REPORT_BUG, counted, few, listed, printable
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.outline import outline_of

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wnconvert.errors import ArgumentError, InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, option, refuse_other_than_path
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime.process import Opened, Runtime

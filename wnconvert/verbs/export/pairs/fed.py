@@ -6,9 +6,10 @@ Names, dtypes of floats and dynamic sizes may differ between both sides; what do
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from wnconvert.errors import ArgumentError, InputError, VerifyError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.onnx.runtime.ports import ValueInfo

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from wnconvert.errors import ArgumentError, InputError, VerifyError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import counted, option, printable
 from wnconvert.onnx.file.model import Graph
 from wnconvert.onnx.runtime.ports import ValueInfo

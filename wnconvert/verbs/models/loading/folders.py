@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, printable, to_install
 from wnconvert.storage.files import local_path, located
 from wnconvert.storage.folder.config import CONFIG, NamedClass, class_of_folder

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError, InputError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, printable, refuse_other_than_path
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import located, unchanging

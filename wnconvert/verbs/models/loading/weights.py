@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from glob import escape
 from pathlib import PurePath
 from typing import Any, cast
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.schemes import Layer, Selection
 from wnconvert.messages import counted, listed, printable, raise_listed, told
 from wnconvert.plan.names.prefixes import prefixes_apart

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.verbs.modules.finding.chains import Chain, chain_of
@@ -50,7 +51,7 @@ class Candidate:
     module: nn.Module
     param: str
     words: str
-    chain: Chain = Chain({})  # noqa: RUF009 - frozen
+    chain: Chain = Chain({})
     rule: Rule | None = None
     tensors: Mapping[str, Tensor | None] = field(default_factory=dict)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.verbs.modules.finding.computed import (
     HELD,

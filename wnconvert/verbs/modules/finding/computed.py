@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from wnconvert.frozen import dataclass
 from wnconvert.verbs.modules.finding.manners import HOOKS, Manner
 
 __all__ = ["HELD", "HookComputed", "computed_by_hooks", "is_on_class", "parametrizations_of", "tensor_of"]

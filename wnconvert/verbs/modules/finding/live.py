@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import ORIGINAL
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import option

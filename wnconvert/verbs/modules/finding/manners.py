@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn.utils.spectral_norm import (
 from torch.nn.utils.weight_norm import WeightNorm
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Operation, Spectral, UnitVector
 from wnconvert.tensors.tree import Shape

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.schemes import Layer, spelled
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.memory import array_of

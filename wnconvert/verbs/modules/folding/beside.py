@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import AffineBefore, NormBefore, NormBehind
 from wnconvert.layers.schemes import Refused
 from wnconvert.messages import listed

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import AffineBefore, Neighbour, NormBehind
 from wnconvert.tensors.tree import Shape
 from wnconvert.verbs.modules.finding.computed import HELD

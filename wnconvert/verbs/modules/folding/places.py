@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from wnconvert.frozen import dataclass
 from wnconvert.tensors.memory import view_of
 from wnconvert.verbs.modules.finding.chains import Place
 from wnconvert.verbs.modules.finding.values import is_wrapper

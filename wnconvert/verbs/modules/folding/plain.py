@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as torch has it
 from torch import Tensor, nn
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import Equalized, NormBehind, Operation, Rule, Standardize, Unit
 from wnconvert.layers.schemes import Refused
 from wnconvert.tensors.tree import Shape

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.rules import AffineBefore, NormBefore, NormBehind
 from wnconvert.verbs.modules.finding.computed import tensor_of
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import RecipeFold
 from wnconvert.verbs.recipes.finding.behind import is_used_again, words_for
 from wnconvert.verbs.recipes.finding.layers import Linear

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import RecipeFold
 from wnconvert.verbs.recipes.finding.layers import Linear
 from wnconvert.verbs.recipes.finding.norms import Normed

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import RecipeFold
 from wnconvert.verbs.recipes.finding.fits import Line, constant, line, near_to, rounded
 from wnconvert.verbs.recipes.finding.layers import PARAMETRIZED, Linear, is_parametrized

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from torch import Tensor
+
+from wnconvert.frozen import dataclass
 
 __all__ = ["Line", "constant", "line", "near_to", "rounded"]
 

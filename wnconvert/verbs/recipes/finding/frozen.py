@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from wnconvert.frozen import dataclass
 from wnconvert.verbs.recipes.finding.fits import line, rounded
 from wnconvert.verbs.recipes.tracing.constants import CannotReplayError, replayed, scalars_of, steps_behind
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import Op
 from wnconvert.verbs.recipes.tracing.channels import back, channels, is_movement
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
+from wnconvert.frozen import dataclass
 from wnconvert.verbs.recipes.finding.frozen import frozen_in
 from wnconvert.verbs.recipes.tracing.channels import back, channels
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from torch import nn
 from torch.fx import GraphModule
 
+from wnconvert.frozen import dataclass
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.recipes import RecipeFold
 from wnconvert.verbs.modules.finding.live import find_live

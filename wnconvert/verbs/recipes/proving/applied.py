@@ -6,12 +6,12 @@ Apart from ``numerics``, so that an error in either shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wnconvert.errors import LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import Op, RecipeFold
 
 __all__ = ["Folded", "apply_fold", "neutral"]

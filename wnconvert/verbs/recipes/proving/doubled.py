@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wnconvert.frozen import dataclass
 from wnconvert.verbs.recipes.tracing.constants import in_double
 from wnconvert.verbs.recipes.tracing.trace import Operator, Trace, TracedStep
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.frozen import dataclass
 from wnconvert.layers.recipes import RecipeFold
 from wnconvert.messages import counted, listed, printable
 from wnconvert.verbs.models.proof.functions import named_outputs, run_model, tensors_of

@@ -8,11 +8,12 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from email.utils import formatdate
 from urllib.parse import parse_qsl, urlsplit
 
 from wnconvert.errors import InputError
+from wnconvert.frozen import dataclass
 
 __all__ = ["FROM", "Account", "account_of"]
 

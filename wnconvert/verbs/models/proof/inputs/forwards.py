@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
+from wnconvert.frozen import dataclass
 from wnconvert.messages import listed, printable
 
 __all__ = ["Forward", "class_promised", "forward_of", "forward_of_class"]

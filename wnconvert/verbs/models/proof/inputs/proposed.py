@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from torch.export import ExportedProgram
 
+from wnconvert.frozen import dataclass
 from wnconvert.verbs.models.proof.inputs.forwards import Forward
 from wnconvert.verbs.models.proof.inputs.texts import FEEDABLE, Range
 
