@@ -19,7 +19,7 @@ __all__ = ["Outcome", "Worker"]
 #: Seconds of a processor that one command may take, and seconds by the clock, which a busy machine stretches.
 _WATCH = 5.0
 _BLOCKED = 120.0
-#: Cases that one process runs: each command leaves some kilobytes of its streams in it, which the limit counts.
+#: Cases that one process runs: each command leaves some kilobytes of its streams, which its limit counts.
 _MOST_CASES = 1000
 
 

@@ -69,7 +69,8 @@ def test_every_fixture_is_read_back_and_right(tmp_path: Path, reader: str, name:
     skipped = [note for note in result.notes if "not read back with torch" in note]
     by_torch = reader != "no torch" and name not in {"lightning.ckpt", "sovits.pth", "waveglow_module.pt"}
     if suffix == ".safetensors":
-        assert result.verified == "the safetensors library"
+        more = ", large tensors past the page cache" if reader == "all is large" else ""
+        assert result.verified == f"the safetensors library{more}"
     else:
         assert ("torch.load" in result.verified) == by_torch
     assert bool(skipped) == (suffix == ".pt" and not by_torch)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import re
 import threading
@@ -70,14 +69,8 @@ class OtherReader:
 # -- readers of the output
 
 
-# The dtypes that safetensors gives as numpy arrays, with the bytes of an element; our own reader reads the
-# bytes of others.
-_IN_NUMPY = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("I8", "U8", "BOOL"), 1),
-}
+# The dtypes that safetensors gives as numpy arrays; our own reader reads the bytes of others.
+_IN_NUMPY = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
 # Tensors of which the library gives both ends, and what lies between is read past the page cache.
 _LARGE = 4 << 20
 _ENDS = 64
@@ -91,10 +84,7 @@ def _safetensors_reader(_source: Checkpoint, paths: Sequence[PurePath], own: Ope
     def opened(path: PurePath) -> Any:
         return safe_open(os.fspath(path), framework="numpy")
 
-    @lru_cache(MOST_OPEN)
-    def places(path: PurePath) -> dict[str, ByteRange]:
-        return _places_in(Path(path))
-
+    large = {path: _large_in(Path(path)) for path in paths}
     holding = {name: path for path in paths for name in opened(path).keys()}  # noqa: SIM118 - not a mapping
 
     def open_tensor(_state: str, name: str) -> ReadBack:
@@ -102,14 +92,14 @@ def _safetensors_reader(_source: Checkpoint, paths: Sequence[PurePath], own: Ope
         view = file.get_slice(name)
         if view.get_dtype() not in _IN_NUMPY:
             return own("", name)
-        shape: list[int] = view.get_shape()
-        if not shape:
+        if not view.get_shape():
             return lambda block, piece: np.asarray(file.get_tensor(name))
-        if math.prod(shape) * _IN_NUMPY[view.get_dtype()] >= _LARGE:
-            return _large_tensor(view, Path(holding[name]), places(holding[name])[name])
+        if (place := large[holding[name]].get(name)) is not None:
+            return _large_tensor(view, Path(holding[name]), place)
         return lambda block, piece: np.asarray(view[piece])
 
-    yield open_tensor, "the safetensors library", ()
+    more = ", large tensors past the page cache" if any(large.values()) else ""
+    yield open_tensor, f"the safetensors library{more}", ()
 
 
 def is_read_uncached(container: Container, size: int) -> bool:
@@ -124,13 +114,18 @@ def _end_of(view: Any, at: int) -> Array:
     return np.asarray(view[(*(0 if at == 0 else size - 1 for size in leading), ends)]).reshape(-1)
 
 
-def _places_in(path: Path) -> dict[str, ByteRange]:
-    """Where the tensors of a safetensors file lie, by its header: JSON behind the number of its bytes."""
+def _large_in(path: Path) -> dict[str, ByteRange]:
+    """Where large tensors of a safetensors file lie, by its header: JSON behind the number of its bytes."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
-    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-    return {name: ByteRange(8 + size + first, last - first) for name, (first, last) in spans.items()}
+    tensors = ((name, entry) for name, entry in header.items() if name != "__metadata__")
+    spans = ((name, *entry["data_offsets"]) for name, entry in tensors if entry["dtype"] in _IN_NUMPY)
+    return {
+        name: ByteRange(8 + size + first, last - first)
+        for name, first, last in spans
+        if last - first >= _LARGE
+    }
 
 
 def _large_tensor(view: Any, path: Path, data: ByteRange) -> ReadBack:
