@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 from tests.helpers.export_models import vocoder
 from tests.helpers.marks import some
 from wnconvert.errors import InputError
+from wnconvert.verbs.models.loading import programs
 from wnconvert.verbs.models.loading.programs import is_exported_program, load_exported_program
 
 PROGRAM = "models/model.json"
@@ -584,7 +585,7 @@ def test_a_program_cannot_lead_to_the_older_format(real: Path, tmp_path: Path) -
 def test_where_torch_tells_no_sizes_of_records_those_of_the_archive_count(
     real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(torch._C.PyTorchFileReader, "get_record_size", raising=False)
+    monkeypatch.setattr(programs, "hasattr", lambda *_: False, raising=False)  # torch's own loading needs it
     load_exported_program(real, trust=False)
 
     def grown(records: dict[str, bytes]) -> None:
