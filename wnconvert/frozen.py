@@ -109,10 +109,15 @@ def _maker(cls: type, names: Collection[str], options: dict[str, bool]) -> Calla
 
 def _state(self: Any) -> list[Any]:
     """The values of the fields, for pickles and copies."""
-    return [getattr(self, name) for name in self.__dataclass_fields__]
+    return [getattr(self, name) for name in _stored(self)]
 
 
 def _take_state(self: Any, state: list[Any]) -> None:
     """Have the values of another object."""
-    for name, value in zip(self.__dataclass_fields__, state, strict=True):
+    for name, value in zip(_stored(self), state, strict=True):
         object.__setattr__(self, name, value)
+
+
+def _stored(self: Any) -> list[str]:
+    """The fields of which an object has values: ``__dataclass_fields__`` names those of its class, too."""
+    return [each.name for each in import_module("dataclasses").fields(self)]
