@@ -109,15 +109,15 @@ def _maker(cls: type, names: Collection[str], options: dict[str, bool]) -> Calla
 
 def _state(self: Any) -> list[Any]:
     """The values of the fields, for pickles and copies."""
-    return [getattr(self, name) for name in _fields(self)]
+    return [getattr(self, name) for name in _stored(self)]
 
 
 def _take_state(self: Any, state: list[Any]) -> None:
     """Have the values of another object."""
-    for name, value in zip(_fields(self), state, strict=True):
+    for name, value in zip(_stored(self), state, strict=True):
         object.__setattr__(self, name, value)
 
 
-def _fields(made: Any) -> list[str]:
-    """The names of the fields of an object; those of its class are none."""
-    return [field.name for field in import_module("dataclasses").fields(made)]
+def _stored(self: Any) -> list[str]:
+    """The fields of which an object has values: ``__dataclass_fields__`` names those of its class, too."""
+    return [each.name for each in import_module("dataclasses").fields(self)]

@@ -16,9 +16,11 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.helpers.golden import ROOT, sandbox
-from wnconvert import frozen
+from wnconvert import fold_file, frozen, migrate_file, split_file
 
 T = TypeVar("T")
 
@@ -101,6 +103,21 @@ def classes(dataclass: Any) -> SimpleNamespace:
         x: int
 
     @dataclass(frozen=True, slots=True)
+    class Known:
+        """Has a value that all objects share."""
+
+        kind: ClassVar[str] = "known"
+        x: int
+
+    @dataclass(frozen=True, slots=True)
+    class Told(Known):
+        """Shares another one."""
+
+        kind: ClassVar[str] = "told"
+        more: ClassVar[tuple[int, ...]] = (1, 2)
+        y: int = 4
+
+    @dataclass(frozen=True, slots=True)
     class Empty:
         """Has no field."""
 
@@ -132,6 +149,7 @@ def told(cls: type, name: str) -> dict[str, Any]:
         "hashes": [[hash(a) == hash(b) for b in made] for a in made],
         "shown": named,
         "fields": [(f.name, f.type, f.default, f.compare, f.repr, f.init) for f in fields(cls)],
+        "shared": [getattr(cls, each, None) for each in ("kind", "more")],
         "of a base": [hasattr(cls, each) for each in ("total", "twice")],
         "match": cls.__match_args__,  # type: ignore[attr-defined]
         "slots": {slot for base in cls.__mro__ for slot in vars(base).get("__slots__", ())},
@@ -191,6 +209,20 @@ class Sent:
     kind: ClassVar[str] = "sent"
     x: int
     y: tuple[int, ...] = ()
+    kind: ClassVar[str] = "sent"
+
+
+def test_results_with_all_of_their_plans_are_sent_and_copied(tmp_path: Path) -> None:
+    file = tmp_path / "in.safetensors"
+    save_file({"l.weight_g": torch.rand(4, 1), "l.weight_v": torch.rand(4, 3), "b": torch.rand(3)}, file)
+    for made in (
+        fold_file(file, tmp_path / "out.safetensors"),
+        split_file(tmp_path / "out.safetensors", tmp_path / "again.safetensors"),
+        migrate_file(file, tmp_path / "new.safetensors", to="parametrize"),
+    ):
+        assert made.plan.layers
+        assert pickle.loads(pickle.dumps(made)) == made
+        assert copy.deepcopy(made) == copy.copy(made) == made
 
 
 def test_a_pickle_of_it_is_read_before_any_is_made() -> None:

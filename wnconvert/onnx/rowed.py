@@ -41,9 +41,13 @@ def cut_in_rows(model: Any, shapes: Mapping[str, Shape]) -> dict[str, int] | Non
     if not stored.isdisjoint(cut):
         return None
     found = {port.name: cut[port.name] for port in model.graph.input if port.name in cut}
-    if found:
-        _take_sizes_out(model.graph, shapes, axes)
-    return found or None
+    nodes = _needed(model.graph, axes, output)
+    sizing = (node for node in nodes if node.output[0] not in axes)
+    if not found or any(not cut.keys().isdisjoint(node.input) for node in sizing):
+        return None
+    _take_sizes_out(model.graph, shapes, axes)
+    _keep(model.graph, nodes)
+    return found
 
 
 def _axes(graph: Any, shapes: Mapping[str, Shape], output: str) -> dict[str, int | None]:
@@ -81,15 +85,39 @@ def _of_inputs(node: Any, axis: int | None, shapes: Mapping[str, Shape]) -> Iter
         yield name, at if at >= 0 and own[at] == made[axis or 0] and own[at] != 1 else None
 
 
+def _needed(graph: Any, axes: Mapping[str, int | None], output: str) -> list[Any]:
+    """The nodes that make an output, in their order, where no ``Expand`` asks how many rows there are.
+
+    What tells the sizes may be made of tensors that are not cut beside some that are.
+    """
+    names, found = {output}, []
+    for node in reversed(graph.node):
+        if not names.isdisjoint(node.output):
+            found.append(node)
+            names.update(node.input[:1] if _expands_rows(node, axes) else node.input)
+    return found[::-1]
+
+
+def _expands_rows(node: Any, axes: Mapping[str, int | None]) -> bool:
+    return node.op_type == "Expand" and axes.get(node.output[0]) is not None
+
+
+def _keep(graph: Any, nodes: list[Any]) -> None:
+    """Leave all other nodes out."""
+    names = {node.output[0] for node in nodes}
+    kept = [node for node in graph.node if node.output[0] in names]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
 def _take_sizes_out(graph: Any, shapes: Mapping[str, Shape], axes: Mapping[str, int | None]) -> None:
     """Let ``Expand`` leave the axis of rows as it is: what it makes of it is repeated where it is used."""
     from onnx import helper
 
     for at, node in enumerate(graph.node):
-        made = node.output[0]
-        axis = axes.get(made)
-        if node.op_type == "Expand" and axis is not None:
-            sizes = [1 if place == axis else size for place, size in enumerate(shapes[made])]
+        if _expands_rows(node, axes):
+            made = node.output[0]
+            sizes = [1 if place == axes[made] else size for place, size in enumerate(shapes[made])]
             name = f"sizes {at}"
             graph.initializer.append(helper.make_tensor(name, CODES["int64"], [len(sizes)], sizes))
             node.input[1] = name

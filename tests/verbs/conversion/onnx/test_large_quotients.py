@@ -69,6 +69,15 @@ IN_ROWS: dict[str, tuple[Callable[[Build], str], Callable[..., Any], dict[str, i
         lambda v, n: v / n,
         {"v": 0, "n": 0},
     ),
+    "expanded to the shape of what is made of others": (
+        lambda b: b.op(
+            "Div",
+            stored(b, "v"),
+            b.op("Expand", stored(b, "n", 4, 1), b.op("Shape", b.op("Max", "v", stored(b, "u")))),
+        ),
+        lambda v, n, u: v / n,
+        {"v": 0, "n": 0},
+    ),
     "of one that is expanded": (
         lambda b: b.op("Div", b.op("Expand", stored(b, "v", 4), b.ints(4, 4)), stored(b, "n", 4, 1)),
         lambda v, n: v / n,
@@ -134,6 +143,11 @@ NOT_IN_ROWS: dict[str, Callable[[Build], str]] = {
     ),
     "a half": lambda b: b.op(
         "Div", b.op("Slice", stored(b, "v", 8, 4), b.ints(2), b.ints(6), b.ints(0)), stored(b, "n")
+    ),
+    "as wide as there are rows": lambda b: b.op(
+        "Div",
+        stored(b, "v"),
+        b.op("Expand", stored(b, "n", 1), b.op("Slice", b.op("Shape", "v"), b.ints(0), b.ints(1))),
     ),
     "one of several parts": lambda b: b.op("Div", *halves(b)),
 }
