@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 from tests.helpers.infos import halves
 from tests.helpers.live_models import norm
 from tests.helpers.marks import some
 from tests.helpers.onnx_graphs import Build
-from wnconvert.verbs.export.exporters import EXPORTERS
+from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
 
 #: Both exporters; by default the older one, which takes a tenth of the time.
 by_exporter = some("exporter", {exporter: exporter for exporter in EXPORTERS}, ["torchscript"])
+
+#: The exporters that leave the length of a recurrent layer open: the newer one does from torch 2.13 on.
+LENGTH_KEPT_BY: tuple[Exporter, ...] = tuple(
+    each for each in EXPORTERS if each != "dynamo" or Version(torch.__version__) >= Version("2.13")
+)
 
 
 class Vocoder(nn.Module):

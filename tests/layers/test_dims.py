@@ -64,7 +64,7 @@ def test_dim_is_read_from_the_shape_of_g(g: Shape, v: Shape, dim: int | None) ->
 def test_a_g_that_fits_no_axis_is_refused_with_both_shapes(g: Shape, v: Shape) -> None:
     with pytest.raises(LayerError) as caught:
         dim_of(g, v)
-    assert str(caught.value) == f"g {g} does not fit v {v}"
+    assert caught.value.lines == [f"g {g} does not fit v {v}"]
     assert caught.value.fix
 
 

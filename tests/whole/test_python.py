@@ -105,9 +105,10 @@ def test_a_traceback_shows_what_to_do() -> None:
         "wnconvert.errors.InputError: nothing.pt: there is no such file",
         "fix: check the path",
     ]
-    assert str(caught.value) == "nothing.pt: there is no such file"
+    assert caught.value.lines == ["nothing.pt: there is no such file"]
 
 
+@pytest.mark.skipif(not hasattr(BaseException, "add_note"), reason="Python 3.10 has no notes")
 def test_the_note_follows_the_fix_and_survives_pickling() -> None:
     error = LayerError("it cannot be", fix="do this")
     error.add_note("a note of the user's")

@@ -455,7 +455,7 @@ def test_a_model_with_an_input_more_is_told_with_what_to_give(tmp_path: Path) ->
     made = tmp_path / "m.onnx"
     assert export_onnx(Apart(), made, inputs=["a=float32[3]", "b=float32[3]"], exporter="torchscript")
     error = refused(made, nn.Linear(3, 3), ["input=float32[3]"])
-    assert str(error) == f"{made}: its input a, float32[3], is none of the inputs that are given"
+    assert error.lines == [f"{made}: its input a, float32[3], is none of the inputs that are given"]
     assert error.fix == "give 'input:a=float32[3]', if it is input"
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.export_models import Branching, Eigen, scripted, speech
+from tests.helpers.export_models import LENGTH_KEPT_BY, Branching, Eigen, scripted, speech
 from tests.helpers.marks import crossed
 from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.verbs.export.exporters import EXPORTERS, export_raw
@@ -30,7 +30,7 @@ def raw(model: nn.Module, path: Path, *inputs: str, exporter: str, outputs: tupl
     export_raw(model.eval(), given, signature, path, exporter=exporter, outputs=outputs, other=other)
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("exporter", LENGTH_KEPT_BY)
 def test_names_and_letters_reach_the_graph(tmp_path: Path, exporter: str) -> None:
     path = tmp_path / "m.onnx"
     outputs = ("wave", "h", "c")

@@ -25,8 +25,9 @@ _LANES = 32
 #: Elements that are worked on at a time, and slabs that are added side by side: as in ``sums.c``.
 _RUN, _NARROW = 512, 256
 _FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
-#: The same by numpy's dtypes, whose names take longer than they do to be looked up.
-_CODES = {FLOAT_FORMATS[name].dtype: code for name, code in _FORMATS.items()}
+#: The same by the classes of numpy's elements: names take longer to be looked up, and the hash of a dtype that
+#: numpy does not own changes where a file is unpickled that another release of ml_dtypes wrote.
+_CODES = {FLOAT_FORMATS[name].dtype.type: code for name, code in _FORMATS.items()}
 
 
 def compiled_kernel() -> Kernel:
@@ -136,12 +137,12 @@ def _plain(array: Array) -> Array:
 
 def _block(values: Array) -> tuple[int, ...]:
     """A block as the library's functions take it."""
-    return _CODES[values.dtype], values.ctypes.data, *values.shape
+    return _CODES[values.dtype.type], values.ctypes.data, *values.shape
 
 
 def _run(values: Array) -> tuple[int, ...]:
     """Values of any shape, as the library's functions take them."""
-    return _CODES[values.dtype], values.ctypes.data, values.size
+    return _CODES[values.dtype.type], values.ctypes.data, values.size
 
 
 def _longest(slabs: int, rows: int, inner: int) -> int:
