@@ -209,7 +209,6 @@ class Sent:
     kind: ClassVar[str] = "sent"
     x: int
     y: tuple[int, ...] = ()
-    kind: ClassVar[str] = "sent"
 
 
 def test_results_with_all_of_their_plans_are_sent_and_copied(tmp_path: Path) -> None:

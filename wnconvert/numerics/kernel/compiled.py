@@ -25,8 +25,8 @@ _LANES = 32
 #: Elements that are worked on at a time, and slabs that are added side by side: as in ``sums.c``.
 _RUN, _NARROW = 512, 256
 _FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
-#: The same by the classes of numpy's elements: names take longer to be looked up, and the hash of a dtype that
-#: numpy does not own changes where a file is unpickled that another release of ml_dtypes wrote.
+#: The same by the classes of numpy's elements: names take longer to be looked up, and the hash of a dtype
+#: that numpy does not own changes where a file is unpickled that another release of ml_dtypes wrote.
 _CODES = {FLOAT_FORMATS[name].dtype.type: code for name, code in _FORMATS.items()}
 
 
