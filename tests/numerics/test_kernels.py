@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -320,11 +321,12 @@ def test_a_fold_is_the_same_bytes_with_every_kernel(
 def test_a_dtype_of_another_release_of_ml_dtypes_changes_nothing(kernel: Kernel) -> None:
     x = normal(1, (1, 3, 40), "bfloat16")
     before = kernel.sums(x)
-    *state, flags = x.dtype.__reduce__()[2]
+    dtype: Any = x.dtype
+    *state, flags = dtype.__reduce__()[2]
     try:
-        x.dtype.__setstate__((*state, flags ^ 16))  # as an array is unpickled that the other wrote
+        dtype.__setstate__((*state, flags ^ 16))  # as an array is unpickled that the other wrote
         found = kernel.sums(normal(1, (1, 3, 40), "bfloat16"))
     finally:
-        x.dtype.__setstate__((*state, flags))
+        dtype.__setstate__((*state, flags))
     assert same(found.high, before.high)
     assert same(found.low, before.low)

@@ -16,6 +16,7 @@ import torch
 from onnx import ModelProto, helper, numpy_helper
 from torch import nn
 
+from tests.helpers.export_models import LENGTH_KEPT_BY
 from tests.helpers.marks import crossed
 from tests.helpers.onnx_graphs import Build, applied, folded, model_of, run
 from wnconvert.errors import LayerError
@@ -744,7 +745,7 @@ def test_what_an_exporter_leaves_is_folded(exporter: str, form: str) -> None:
         assert shapes(made)["rows.weight"] == (4, 5)
 
 
-@crossed(exporter=["torchscript 13", "dynamo"], form=FORMS)
+@crossed(exporter=["torchscript 13", *({"dynamo"} & {*LENGTH_KEPT_BY})], form=FORMS)
 def test_weights_of_rnns_are_folded_and_cut_as_before(exporter: str, form: str) -> None:
     model = exported(of_form(Recurrent, form), torch.randn(1, 5, 3), EXPORTERS[exporter])
     made = check_folded(model, layers=2)

@@ -162,7 +162,9 @@ def test_a_file_that_is_gone_or_damaged_is_one_result(tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
     sources = [tmp_path / "gone.pt", tmp_path / "cut.pt", tmp_path / "a.safetensors"]
     results = {Path(it.source).name: it for it in fold_files(sources, jobs=2, keep_going=True)}
-    assert str(results["gone.pt"].error) == f"{tmp_path / 'gone.pt'}: there is no such file"
+    gone = results["gone.pt"].error
+    assert isinstance(gone, InputError)
+    assert gone.lines == [f"{tmp_path / 'gone.pt'}: there is no such file"]
     assert isinstance(results["cut.pt"].error, InputError)
     assert results["a.safetensors"].state == "done"
     assert exit_code_of(results.values()) == 2

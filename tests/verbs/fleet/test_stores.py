@@ -21,7 +21,7 @@ from tests.helpers.runner import listing
 from tests.helpers.tool import run_here
 from tests.storage.remote.conftest import Bucket
 from wnconvert import fold_file, path_on
-from wnconvert.errors import ArgumentError, InputError
+from wnconvert.errors import ArgumentError, InputError, WnconvertError
 from wnconvert.storage.stores.remote import patience
 from wnconvert.verbs.fleet.files import fold_files, inspect_files
 from wnconvert.verbs.fleet.sources import sources_of
@@ -140,7 +140,9 @@ def test_an_object_that_vanishes_after_the_list_is_one_row_and_the_others_go_on(
     (anywhere.folder / "in" / "b.safetensors").unlink()
     rest = {result.source.rpartition("/")[2]: result for result in results}
     assert first.state == rest["c.safetensors"].state == "done"
-    assert str(rest["b.safetensors"].error) == f"{anywhere.address}/in/b.safetensors: there is no such file"
+    gone = rest["b.safetensors"].error
+    assert isinstance(gone, WnconvertError)
+    assert gone.lines == [f"{anywhere.address}/in/b.safetensors: there is no such file"]
 
 
 def test_what_may_not_be_read_is_one_row(bucket: Bucket) -> None:

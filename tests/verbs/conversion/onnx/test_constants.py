@@ -428,7 +428,7 @@ def four_bits() -> ModelProto:
 
     b = Build(21)
     b.op("MatMul", "x", stored(b, "dec.weight", (64, 32)), name="y")
-    quantizer = MatMulNBitsQuantizer(b.model(["y"], {"x": [2, 64]}), bits=4, block_size=32, is_symmetric=True)
+    quantizer = MatMulNBitsQuantizer(b.model(["y"], {"x": [2, 64]}), block_size=32, is_symmetric=True)
     quantizer.process()
     made: ModelProto = quantizer.model.model
     assert [node.op_type for node in made.graph.node] == ["MatMulNBits"]
